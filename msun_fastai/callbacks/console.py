@@ -1,0 +1,111 @@
+"""What a run shows and keeps while it trains: progress on a terminal, lines in a log, a CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fastai.callback.core import Callback
+from fastai.learner import Recorder
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from msun_fastai.callbacks.views import TermLogger
+from msun_fastai.files import write_text
+
+LOSSES = 3  # decimals
+
+
+def describe_epoch(row: dict[str, Any]) -> str:
+    """One epoch's figures in a line: losses as they are, accuracies in per cent."""
+    parts = []
+    for name, value in row.items():
+        if isinstance(value, float):
+            is_share = name.startswith("acc")
+            parts.append(f"{name} {value:.1%}" if is_share else f"{name} {value:.{LOSSES}f}")
+        elif value is not None and name not in ("phase", "epoch"):
+            parts.append(f"{name} {value}")
+    return "  ".join(parts)
+
+
+class ConsoleProgress(Callback):
+    """A progress bar over the batches on a terminal, and one plain line an epoch everywhere.
+
+    Used as a context manager around the training, so that the terminal is put back whatever
+    happens in it.
+    """
+
+    order = TermLogger.order + 1
+
+    def __init__(self, console: Console, label: str):
+        self.console, self.label = console, label
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> ConsoleProgress:
+        self.progress.start()
+        self.task = self.progress.add_task(self.label, total=None)
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def before_train(self) -> None:
+        self._restart("train")
+
+    def before_validate(self) -> None:
+        self._restart("valid")
+
+    def _restart(self, part: str) -> None:
+        text = f"{self.label} epoch {self.epoch + 1}/{self.n_epoch} {part}"
+        self.progress.reset(self.task, total=len(self.dl), description=text)
+
+    def after_batch(self) -> None:
+        self.progress.advance(self.task)
+
+    def after_epoch(self) -> None:
+        row = dict(zip(self.recorder.metric_names, self.recorder.log))
+        self.console.print(
+            f"{self.label} epoch {self.epoch + 1}/{self.n_epoch}  {describe_epoch(row)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class History(Callback):
+    """Every epoch's figures in a CSV file, rewritten whole after each epoch.
+
+    `phase` counts the calls of `fit`: fine-tuning trains the head first, then everything.
+    """
+
+    order = ConsoleProgress.order + 1
+
+    def __init__(self, file: Path):
+        self.file, self.rows, self.phase = file, [], 0
+
+    def before_fit(self) -> None:
+        self.phase += 1
+
+    def after_epoch(self) -> None:
+        row = dict(zip(self.recorder.metric_names, self.recorder.log))
+        self.rows.append({"phase": self.phase, **row})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.file, text.getvalue())
+
+
+assert TermLogger.order > Recorder.order  # the log is complete when it is shown

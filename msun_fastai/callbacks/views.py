@@ -1,0 +1,136 @@
+"""Multi-scale batching: the views of a training batch, and the sum of their losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
+from fastai.learner import Metric, Recorder
+from torch import Tensor
+
+from msun_fastai.scales import check_choice, view_scales, VIEWS
+from msun_fastai.views import make_views, rescale_view, resize_batch
+
+
+class MultiScaleViews(Callback):
+    """Give the model one view of the training batch per scale, and sum their losses (Eq. 8).
+
+    scales: those at which the model takes images. views: which of them a batch gives, by its own
+    side (see `view_scales`). random_sizes: multi-scale training instead, which reduces the batch
+    to one of these sides, drawn for each batch, and brings it up to the canonical scale again.
+
+    The views are made on the batch's device. The loss that is backpropagated is the sum over the
+    views; the one that is shown is their mean, which compares with the validation loss. Mixed
+    images stay mixed the same way in every view, and targets are compared by the Learner's own
+    loss function, so MixUp, label smoothing and the like work as they do without views.
+    """
+
+    order = MixUp.order + 1  # views of the mixed image; and before GradientAccumulation (6) and
+    # MixedPrecision (10) rescale the loss and leave autocast in after_loss
+    run_valid = False
+
+    def __init__(
+        self, scales: Sequence[int], views: str = "all", random_sizes: Sequence[int] = ()
+    ):
+        self.scales, self.views = tuple(scales), check_choice("views", views, VIEWS)
+        self.random_sizes = tuple(random_sizes)
+
+    def before_fit(self) -> None:
+        self.learn.terms = {}
+
+    def before_batch(self) -> None:
+        (x,) = self.xb
+        if self.random_sizes:
+            size = self.random_sizes[int(torch.randint(len(self.random_sizes), ()))]
+            self.learn.xb = (rescale_view(x, size, self.scales[-1]),)
+        else:
+            self.learn.xb = tuple(make_views(x, view_scales(x.shape[-1], self.scales, self.views)))
+
+    def after_pred(self) -> None:
+        self.learn.view_features = self.pred.features
+        self.other_logits = self.pred.logits[:-1]
+        self.learn.pred = self.pred.logits[-1]  # the largest view's, as a single-scale model gives
+
+    def after_loss(self) -> None:
+        losses = [self.loss_func(logits.float(), *self.yb) for logits in self.other_logits]
+        losses.append(self.loss_grad)
+        self.learn.loss_grad = torch.stack(losses).sum(0)
+        self.learn.loss = self.loss_grad.detach() / len(losses)
+        self.learn.terms["ce"] = self.loss_grad.detach()
+
+    def after_batch(self) -> None:
+        self.other_logits = []  # holds the graph of the whole step
+        self.learn.view_features = []
+
+    after_cancel_batch = after_batch
+
+
+class TermLogger(Callback):
+    """Log the mean of each term of the loss over the epoch, as columns before the time.
+
+    Terms are what other callbacks leave in `learn.terms` on a training batch.
+    """
+
+    order = Recorder.order + 1
+
+    def __init__(self, names: Sequence[str]):
+        self.names = tuple(names)
+
+    def before_fit(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count, self.trained = 0, False
+        names = self.recorder.metric_names
+        at = len(names) - int(self.recorder.add_time)
+        for name in reversed(self.names):
+            names.insert(at, name)
+
+    def before_train(self) -> None:
+        self.sums, self.count, self.trained = {}, 0, True
+
+    def after_batch(self) -> None:
+        if not self.training or not self.terms:
+            return
+        self.count += 1
+        for name in self.names:
+            self.sums[name] = self.sums.get(name, 0) + self.terms[name].float()
+
+    def after_validate(self) -> None:
+        if self.trained:  # learn.validate() alone has trained nothing to log
+            self.recorder.log += [float(self.sums[n]) / self.count if self.count else None for n in self.names]
+        self.trained = False
+
+
+class ScaleAccuracy(Metric):
+    """Accuracy on all validation images brought to one scale, as multi-scale testing does.
+
+    While predictions are gathered nothing is computed: they need no further views.
+    """
+
+    def __init__(self, scale: int):
+        self.scale = scale
+        self.reset()
+
+    def reset(self) -> None:
+        self.right, self.count = 0, 0
+
+    def accumulate(self, learn) -> None:
+        if learn.training or hasattr(learn, "gather_preds"):
+            return
+        (x,), (y,) = learn.xb, learn.yb
+        if x.shape[-1] == self.scale:
+            logits = learn.pred
+        else:
+            with torch.no_grad():
+                logits = learn.model(resize_batch(x.as_subclass(Tensor), self.scale))
+        self.right += int((logits.argmax(-1) == y).sum())
+        self.count += len(y)
+
+    @property
+    def value(self) -> float | None:
+        return self.right / self.count if self.count else None
+
+    @property
+    def name(self) -> str:
+        return f"acc_{self.scale}"

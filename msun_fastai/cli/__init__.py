@@ -1,0 +1,54 @@
+"""The command line: one verb a file, no logic, heavy imports inside the verb."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from msun_fastai.errors import UserError
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; ends with exit code 0, 1 (failure), 2 (bad input) or 130 (Ctrl-C).
+
+    An error is one line on standard error; `--debug`, anywhere, adds the traceback.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    sys.exit(_run([a for a in args if a != "--debug"], debug))
+
+
+def _run(args: list[str], debug: bool) -> int:
+    from msun_fastai.cli.app import app
+
+    try:  # typer carries click inside since 0.26; before, it depends on it
+        from typer._click import exceptions as click
+    except ImportError:
+        from click import exceptions as click  # type: ignore[no-redef]
+
+    try:
+        code = app(args, prog_name="msun-fastai", standalone_mode=False)
+        return int(code or 0)
+    except click.NoArgsIsHelpError as error:
+        error.show()
+        return BAD_INPUT
+    except click.ClickException as error:
+        return _fail(error.format_message(), BAD_INPUT, debug)
+    except click.Abort:
+        return _fail("interrupted", INTERRUPTED, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED, debug)
+    except UserError as error:
+        return _fail(str(error), BAD_INPUT, debug)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return _fail(f"{text} (--debug shows where)", FAILURE, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"msun-fastai: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return code

@@ -1,0 +1,41 @@
+"""The program and its verbs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from msun_fastai import __version__
+from msun_fastai.cli.finetune import finetune
+from msun_fastai.cli.predict import predict
+
+app = typer.Typer(
+    name="msun-fastai",
+    help="Image classifiers that are good at every input size.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help is made in a fifth of the time
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"msun-fastai {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every verb; `main` acts on --debug before they are read."""
+
+
+app.command()(finetune)
+app.command()(predict)

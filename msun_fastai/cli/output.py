@@ -1,0 +1,52 @@
+"""What the verbs print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STDOUT = "-"
+
+
+def make_console(json_file: str | None) -> Console:
+    """Where a verb writes: standard output, or standard error where JSON goes to standard output."""
+    from rich.console import Console
+
+    return Console(stderr=json_file == STDOUT)
+
+
+def write_result(value: Any, json_file: str | None) -> None:
+    """`value` as JSON to `json_file`, to standard output for `-`, nowhere for None."""
+    if json_file == STDOUT:
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    elif json_file is not None:
+        from msun_fastai.files import write_json
+
+        write_json(Path(json_file), value)
+
+
+def print_table(
+    console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """A table whose numbers are aligned to the right; on a log it is plain text of full width."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    rows = [[("" if cell is None else str(cell)) for cell in row] for row in rows]
+    for i, name in enumerate(columns):
+        numeric = all(_is_number(row[i]) for row in rows if row[i])
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # file names are no markup
+    console.print(table)
+
+
+def _is_number(text: str) -> bool:
+    return text.removesuffix(" %").lstrip("+-").replace(".", "", 1).isdigit()

@@ -1,0 +1,1 @@
+"""Images, datasets and batches of one scale."""

@@ -1,0 +1,147 @@
+"""Sources on disk that need no library: image folders and tables of paths and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from msun_fastai.data.images import SUFFIXES
+from msun_fastai.data.samples import Sample, Source, make_source, stratified_split
+from msun_fastai.errors import UserError, did_you_mean
+
+TRAIN_NAMES = ("train", "training")
+VALID_NAMES = ("valid", "val", "validation", "test")
+PATH_COLUMNS = ("path", "image", "file", "filename", "name")
+LABEL_COLUMNS = ("label", "class", "labels", "target")
+SPLIT_COLUMNS = ("split", "is_valid")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files below `folder`, at any depth, sorted; hidden ones left out."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(
+        p for p in found if not any(s.startswith(".") for s in p.relative_to(folder).parts)
+    )
+
+
+def source_from_folder(
+    path: Path | str, valid_fraction: float = 0.2, seed: int = 42, train: str = "", valid: str = ""
+) -> Source:
+    """Images in class folders: `path/train/CLASS/*` and `path/valid/CLASS/*`, or `path/CLASS/*`.
+
+    Without a training folder every class is split by `seed`. `train` and `valid` name the two
+    folders where they are not called one of `TRAIN_NAMES` and `VALID_NAMES`.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    train_dir = _part(root, (train,) if train else TRAIN_NAMES, required=bool(train))
+    if train_dir is None:
+        samples = _class_folders(root)
+        return make_source(root.name, *stratified_split(samples, valid_fraction, seed))
+    valid_dir = _part(root, (valid,) if valid else VALID_NAMES, required=bool(valid))
+    samples = _class_folders(train_dir)
+    if valid_dir is None:
+        return make_source(root.name, *stratified_split(samples, valid_fraction, seed))
+    return make_source(root.name, samples, _class_folders(valid_dir))
+
+
+def _part(root: Path, names: Iterable[str], required: bool) -> Path | None:
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    if required:
+        raise UserError(f"{root}: no folder {' or '.join(names)} in it")
+    return None
+
+
+def _class_folders(folder: Path) -> list[Sample]:
+    classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+    if not classes:
+        what = "images, but no class folders" if image_files(folder) else "no class folders"
+        raise UserError(f"{folder}: {what}; put the images of each class in a folder of its name")
+    samples = []
+    for class_dir in classes:
+        files = image_files(class_dir)
+        if not files:
+            raise UserError(f"{class_dir}: class {class_dir.name!r} has no images; add some or remove it")
+        samples += [Sample(file, class_dir.name) for file in files]
+    return samples
+
+
+def source_from_table(
+    table: Any,
+    root: Path | str = ".",
+    path_column: str = "",
+    label_column: str = "",
+    split_column: str = "",
+    valid_fraction: float = 0.2,
+    seed: int = 42,
+    name: str = "table",
+) -> Source:
+    """A pandas DataFrame with a column of paths (relative to `root`) and one of labels.
+
+    A column `split` (train, valid) or `is_valid` (true, false) says which part a row belongs to;
+    without it every class is split by `seed`. Column names left empty are looked for among the
+    usual ones.
+    """
+    paths = _column(table, path_column, PATH_COLUMNS, name, "paths")
+    labels = _column(table, label_column, LABEL_COLUMNS, name, "labels")
+    if len(table) == 0:
+        raise UserError(f"{name}: no rows")
+    samples = []
+    for row, (path, label) in enumerate(zip(table[paths], table[labels]), start=1):
+        file = Path(root) / str(path)
+        if not file.is_file():
+            raise UserError(f"{name}, row {row}: {file}: no such file")
+        if label is None or label != label or str(label).strip() == "":
+            raise UserError(f"{name}, row {row}: no label for {path}")
+        samples.append(Sample(file, str(label)))
+    split = split_column or next((c for c in SPLIT_COLUMNS if c in table.columns), "")
+    if not split:
+        return make_source(name, *stratified_split(samples, valid_fraction, seed))
+    _column(table, split, (), name, "parts")
+    is_valid = [_is_valid(v, name, row) for row, v in enumerate(table[split], start=1)]
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample, held_out in zip(samples, is_valid):
+        parts[held_out].append(sample)
+    return make_source(name, *parts)
+
+
+def _column(table: Any, wanted: str, usual: Iterable[str], name: str, what: str) -> str:
+    columns = [str(c) for c in table.columns]
+    if wanted:
+        if wanted not in columns:
+            raise UserError(f"{name}: no column {wanted!r}; {did_you_mean(wanted, columns)}")
+        return wanted
+    for column in usual:
+        if column in columns:
+            return column
+    raise UserError(
+        f"{name}: which column holds the {what}? It has {', '.join(columns)}; "
+        f"call it {next(iter(usual))!r}"
+    )
+
+
+def _is_valid(value: Any, name: str, row: int) -> bool:
+    text = str(value).strip().lower()
+    if text in ("1", "1.0", "true", *VALID_NAMES):
+        return True
+    if text in ("0", "0.0", "false", *TRAIN_NAMES):
+        return False
+    raise UserError(f"{name}, row {row}: split {value!r} is neither train nor valid")
+
+
+def source_from_csv(path: Path | str, **options: Any) -> Source:
+    """`source_from_table` on a CSV file; its paths are relative to the file's own folder."""
+    import pandas as pd
+
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a CSV file that can be read ({error})") from error
+    return source_from_table(table, **{"root": file.parent, "name": str(file), **options})

@@ -1,0 +1,135 @@
+"""`NativeImageDataLoaders`: fastai DataLoaders over images of mixed sizes, from every source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import IndexSplitter
+
+from msun_fastai.data.folders import source_from_csv, source_from_folder, source_from_table
+from msun_fastai.data.native import NativeImageBlock, sample_label
+from msun_fastai.data.samples import Source
+from msun_fastai.data.sources import source_from_name
+from msun_fastai.scales import DEFAULT_SCALES
+
+
+class NativeImageDataLoaders(DataLoaders):
+    """DataLoaders whose batches hold one scale, chosen by each image's native size.
+
+    Every factory takes the options of `from_source`. The validation part is always routed by
+    native size, as prediction is.
+    """
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        *,
+        scales: Sequence[int] = DEFAULT_SCALES,
+        routing: str = "nearest",
+        views: str = "all",
+        augment: str = "light",
+        limit: int | None = None,
+        seed: int = 42,
+        item_tfms: Any = None,
+        batch_tfms: Any = None,
+        path: Path | str = ".",
+        **options: Any,
+    ) -> DataLoaders:
+        """From a `Source` of labelled samples.
+
+        scales: ascending sides in pixels. routing: `nearest` or `up`. views: `all`, `native` or
+        `down`, see `msun_fastai.scales.target_scale`. augment: `light` or `none`. limit: at most so
+        many images in each part. `options` (bs, val_bs, num_workers, device, ...) are fastai's.
+        """
+        source = source.limited(limit, seed)
+        n = len(source.train)
+        block = DataBlock(
+            blocks=(
+                NativeImageBlock(scales=scales, routing=routing, views=views, augment=augment),
+                CategoryBlock(vocab=source.classes, sort=False),
+            ),
+            get_y=sample_label,
+            splitter=IndexSplitter(list(range(n, n + len(source.valid)))),
+            item_tfms=item_tfms,
+            batch_tfms=batch_tfms,
+        )
+        # a list of one type, so that fastai asks for no length of an item
+        return block.dataloaders(
+            [*source.train, *source.valid], path=path, val_views="native", **options
+        )
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: Path | str,
+        train: str = "",
+        valid: str = "",
+        valid_pct: float = 0.2,
+        seed: int = 42,
+        **options: Any,
+    ) -> DataLoaders:
+        """From class folders below `path/train` and `path/valid`, or below `path` and split."""
+        source = source_from_folder(path, valid_pct, seed, train, valid)
+        return cls.from_source(source, seed=seed, **{"path": path, **options})
+
+    @classmethod
+    def from_dataset(
+        cls, name: str, root: Path | str | None = None, seed: int = 42, **options: Any
+    ) -> DataLoaders:
+        """From a dataset by name: `shapes`, or a copy of a hub dataset below `root`."""
+        return cls.from_source(source_from_name(name, root, seed), seed=seed, **options)
+
+    @classmethod
+    def from_df(
+        cls,
+        df: Any,
+        path: Path | str = ".",
+        fn_col: str = "",
+        label_col: str = "",
+        valid_col: str = "",
+        valid_pct: float = 0.2,
+        seed: int = 42,
+        **options: Any,
+    ) -> DataLoaders:
+        """From a DataFrame with a column of paths relative to `path` and one of labels."""
+        source = source_from_table(df, path, fn_col, label_col, valid_col, valid_pct, seed)
+        return cls.from_source(source, seed=seed, **{"path": path, **options})
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: Path | str,
+        csv_fname: str = "labels.csv",
+        fn_col: str = "",
+        label_col: str = "",
+        valid_col: str = "",
+        valid_pct: float = 0.2,
+        seed: int = 42,
+        **options: Any,
+    ) -> DataLoaders:
+        """From the CSV file `path/csv_fname`, whose paths are relative to its folder."""
+        source = source_from_csv(
+            Path(path) / csv_fname,
+            path_column=fn_col,
+            label_column=label_col,
+            split_column=valid_col,
+            valid_fraction=valid_pct,
+            seed=seed,
+        )
+        return cls.from_source(source, seed=seed, **{"path": path, **options})
+
+
+def with_scales(dls: DataLoaders, scales: Sequence[int], views: str) -> DataLoaders:
+    """The same loaders for a network that takes images at `scales`; `dls` stay as they are.
+
+    The training part makes views by the policy `views`; the others are routed by native size.
+    """
+    train, *others = dls.loaders
+    loaders = [train.new(scales=scales, views=views)]
+    loaders += [dl.new(scales=scales, views="native") for dl in others]
+    return type(dls)(*loaders, path=dls.path, device=dls.device)

@@ -1,0 +1,189 @@
+"""`NativeImage` and `NativeDL`: images that remember their size, in batches of one scale."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastai.data.block import TransformBlock
+from fastai.data.core import TfmdDL
+from fastai.vision.augment import IntToFloatTensor
+from fastai.vision.core import PILImage
+from PIL import Image
+from torch import Tensor
+
+from msun_fastai.data.batches import batch_count, cut_batches, same_scale_order
+from msun_fastai.data.images import load_image, native_size
+from msun_fastai.data.resize import augment_image, resize_image
+from msun_fastai.data.samples import Sample
+from msun_fastai.errors import UserError
+from msun_fastai.scales import DEFAULT_SCALES, check_choice, check_scales, target_scale
+from msun_fastai.scales import ROUTING, VIEWS
+
+TRAIN = 0  # fastai's split_idx of the training part
+
+
+class NativeImage(PILImage):
+    """An upright RGB image that remembers its native size, from any input form."""
+
+    @classmethod
+    # the union in the signature is what fastai dispatches on when it is given items to predict
+    def create(
+        cls, fn: Sample | Path | str | Tensor | np.ndarray | bytes | Image.Image, **kwargs: Any
+    ) -> NativeImage:
+        """Decode a path, bytes, a Pillow image, an array, a tensor or a `Sample`.
+
+        See `msun_fastai.data.images.load_image` for modes and shapes; raises `ImageError`.
+        """
+        if isinstance(fn, NativeImage):
+            return fn
+        image = cls(load_image(fn.image if isinstance(fn, Sample) else fn))
+        # in `info`, which Pillow carries through resizing, copying and pickling
+        image.info["native_size"] = min(image.size)
+        return image
+
+    @property
+    def native_size(self) -> int:
+        """The shorter side in pixels of the image as it was decoded."""
+        return self.info.get("native_size", min(self.size))
+
+
+def sample_label(sample: Sample) -> str:
+    """The label of a `Sample`; at module level, so that an exported Learner can name it."""
+    return sample.label
+
+
+class NativeDL(TfmdDL):
+    """A fastai `TfmdDL` whose batches hold one scale, chosen by each image's native size.
+
+    Native sizes come from image headers, without decoding, and survive `new` and `test_dl`. The
+    batches are planned in the main process and so do not depend on the number of workers;
+    `get_preds` returns predictions in the caller's order. Random augmentation is seeded by epoch
+    and index, so it does not depend on the workers either.
+
+    scales: ascending sides in pixels. routing: `nearest` or `up`. views: the policy that decides to
+    which scale an image is resized (`all`: the canonical one; `native`, `down`: its routed one).
+    augment: what the training part does on the way, see `augment_image`.
+    """
+
+    _own = ("scales", "routing", "views", "augment")
+
+    def __init__(
+        self,
+        dataset: Any,
+        bs: int = 64,
+        scales: Sequence[int] = DEFAULT_SCALES,
+        routing: str = "nearest",
+        views: str = "native",
+        augment: str = "none",
+        native_sizes: list[int] | None = None,
+        **kwargs: Any,
+    ):
+        self.scales = check_scales(scales)
+        self.routing = check_choice("routing", routing, ROUTING)
+        self.views = check_choice("views", views, VIEWS)
+        self.augment, self._sizes, self.epoch_seed = augment, native_sizes, 0
+        self._counts: Counter[int] | None = None
+        super().__init__(dataset, bs=bs, **kwargs)
+
+    def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> NativeDL:
+        """A loader like this one with some arguments changed; another dataset gets its own sizes.
+
+        `shuffle=False` on a training loader asks for predictions on its images, which are routed
+        as any other image is.
+        """
+        own = {name: getattr(self, name) for name in self._own}
+        if dataset is None or dataset is self.dataset:
+            own["native_sizes"] = self._sizes
+        if self.shuffle and kwargs.get("shuffle") is False:
+            own["views"] = "native"
+        return super().new(dataset, cls, **{**own, **kwargs})
+
+    @property
+    def native_sizes(self) -> list[int]:
+        """The native size of every image in the dataset, read once from the headers."""
+        if self._sizes is None:
+            items = getattr(self.dataset, "items", self.dataset)
+            self._sizes = [native_size(i.image if isinstance(i, Sample) else i) for i in items]
+        return self._sizes
+
+    @property
+    def single_side(self) -> int | None:
+        """The one side that every batch has, or None where batches are grouped by scale."""
+        return self.scales[-1] if self.views == "all" or len(self.scales) == 1 else None
+
+    def target_of(self, idx: int) -> int:
+        """The side to which image `idx` is resized; images of one batch share it."""
+        return self.single_side or self._routed(self.native_sizes[idx])
+
+    def _routed(self, size: int) -> int:
+        return target_scale(size, self.scales, self.views, self.routing)
+
+    def scale_counts(self) -> dict[int, int]:
+        """How many of the dataset's images go to each scale."""
+        found = Counter(self.target_of(i) for i in range(len(self.dataset)))
+        return {scale: found[scale] for scale in self.scales}
+
+    def get_idxs(self) -> Any:
+        idxs = super().get_idxs()
+        if not isinstance(idxs, list) or self.bs is None:
+            return idxs
+        rng = self.rng if self.shuffle else None
+        return same_scale_order(idxs, self.target_of, self.bs, rng, self.drop_last)
+
+    def __len__(self) -> int:
+        if self.bs is None or self.n is None:
+            return super().__len__()
+        if self._counts is None:  # asked for on every epoch, and ImageNet has 1.28 million images
+            self._counts = Counter(self.target_of(i) for i in range(self.n))
+        return batch_count(self._counts, self.bs, self.drop_last)
+
+    def before_iter(self) -> None:
+        super().before_iter()
+        self.epoch_seed = self.rng.getrandbits(32)  # in the main process: the same for all workers
+
+    def sample(self) -> Iterator[list[int]]:
+        """This worker's share of the batches, each a list of indices."""
+        order = self._DataLoader__idxs  # fastai's private name for the order of this iteration
+        batches = cut_batches(order, self.target_of, self.bs or 1)
+        return (b for i, b in enumerate(batches) if i % self.num_workers == self.offs)
+
+    def create_batches(self, samps: Iterator[list[int]]) -> Iterator[Any]:
+        if self.dataset is not None:
+            self.it = iter(self.dataset)
+        for batch in samps:
+            items = [item for item in map(self.do_item, batch) if item is not None]
+            if items:
+                yield from map(self.do_batch, items if self.bs is None else [items])
+
+    def create_item(self, s: int | None) -> Any:
+        item = super().create_item(s)
+        image, *rest = item if isinstance(item, tuple) else (item,)
+        return (self.fit_image(image, s or 0), *rest)
+
+    def fit_image(self, image: Any, idx: int) -> NativeImage:
+        """`image` resized to its batch's side; augmented too where it belongs to the training part."""
+        if not isinstance(image, NativeImage):
+            raise UserError(
+                f"NativeDL: items are {type(image).__name__}, not NativeImage; use NativeImageBlock "
+                "in the DataBlock, or a NativeImageDataLoaders factory"
+            )
+        side = self.single_side or self._routed(image.native_size)
+        if self.augment == "none" or getattr(self.dataset, "split_idx", None) != TRAIN:
+            return NativeImage(resize_image(image, side))
+        rng = random.Random(self.epoch_seed * 1_000_003 + idx)
+        return NativeImage(augment_image(image, side, self.augment, rng))
+
+
+def NativeImageBlock(**dl_options: Any) -> TransformBlock:
+    """A fastai `TransformBlock` for images of mixed sizes; its options are those of `NativeDL`."""
+    return TransformBlock(
+        type_tfms=NativeImage.create,
+        batch_tfms=IntToFloatTensor,
+        dl_type=NativeDL,
+        dls_kwargs=dl_options,
+    )

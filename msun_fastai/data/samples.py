@@ -1,0 +1,98 @@
+"""What every source of data comes to: labelled samples in two parts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from msun_fastai.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image: a path, bytes, an array, or anything with `open_bytes()`."""
+
+    image: Any
+    label: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset in a training and a validation part, with its classes in label order."""
+
+    name: str
+    train: list[Sample]
+    valid: list[Sample]
+    classes: list[str] = field(default_factory=list)
+
+    def limited(self, n: int | None, seed: int = 42) -> Source:
+        """At most `n` samples in each part, spread evenly over the classes; all classes stay."""
+        if n is None:
+            return self
+        if n < 1:
+            raise UserError(f"limit: {n} is not a number of images; give at least 1")
+        return replace(
+            self, train=take_evenly(self.train, n, seed), valid=take_evenly(self.valid, n, seed)
+        )
+
+
+def make_source(name: str, train: list[Sample], valid: list[Sample], classes=None) -> Source:
+    """A checked `Source`: both parts hold images, no class is missing from the training part."""
+    for part, samples in (("training", train), ("validation", valid)):
+        if not samples:
+            raise UserError(f"{name}: the {part} part holds no images")
+    trained = {s.label for s in train}
+    classes = sorted(trained) if classes is None else list(classes)
+    unknown = sorted({s.label for s in train + valid} - set(classes))
+    if unknown:
+        raise UserError(f"{name}: label {unknown[0]!r} is not among the {len(classes)} classes")
+    untrained = sorted({s.label for s in valid} - trained)
+    if untrained:
+        raise UserError(
+            f"{name}: class {untrained[0]!r} has images to validate on but none to train on"
+        )
+    if len(classes) < 2:
+        raise UserError(f"{name}: one class only ({classes[0]!r}); a classifier needs two")
+    return Source(name, train, valid, classes)
+
+
+def by_class(samples: Sequence[Sample], seed: int) -> dict[str, list[Sample]]:
+    """Samples grouped by label, each group shuffled by `seed`."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.label, []).append(sample)
+    rng = random.Random(seed)
+    for label in sorted(groups):
+        rng.shuffle(groups[label])
+    return groups
+
+
+def take_evenly(samples: Sequence[Sample], n: int, seed: int) -> list[Sample]:
+    """`n` samples (or all), one of each class in turn until there are enough."""
+    if n >= len(samples):
+        return list(samples)
+    groups = by_class(samples, seed)
+    # the order of the classes is drawn too: with fewer images than classes, not the first ones
+    order = random.Random(seed).sample(sorted(groups), len(groups))
+    turns = (groups[c][t] for t in range(len(samples)) for c in order if t < len(groups[c]))
+    return [sample for sample, _ in zip(turns, range(n))]
+
+
+def stratified_split(
+    samples: Sequence[Sample], valid_fraction: float, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """A seeded split that gives every class its share of the validation part.
+
+    A class of one image stays in training; a class of more gives at least one to each part.
+    """
+    if not 0 < valid_fraction < 1:
+        raise UserError(f"valid_fraction: {valid_fraction} is not between 0 and 1")
+    train: list[Sample] = []
+    valid: list[Sample] = []
+    for _, group in sorted(by_class(samples, seed).items()):
+        n = min(len(group) - 1, max(1, round(len(group) * valid_fraction)))
+        valid += group[:n]
+        train += group[n:]
+    return train, valid

@@ -1,0 +1,33 @@
+"""Errors that a user can mend, and the words that say how."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. Its text is one line: what is wrong, where (file, row, key), what to do.
+
+    The command line prints that line and exits with 2.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
+
+class ImageError(UserError):
+    """One image that cannot be used: unreadable, truncated, empty, too large, or no image at all."""
+
+
+def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
+    """The part of an error that names what is near `word`, or else everything there is.
+
+    >>> did_you_mean("resnet19", ["resnet18", "vgg16"])
+    'did you mean resnet18?'
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=n, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known)}"

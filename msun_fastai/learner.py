@@ -1,0 +1,134 @@
+"""`msun_learner` and `msun_cbs`: a fastai Learner around a multi-scale network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import Normalize, get_c
+from fastai.learner import Learner
+
+from msun_fastai.callbacks.consistency import ScaleInvariance
+from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy, TermLogger
+from msun_fastai.data.loaders import with_scales
+from msun_fastai.data.native import NativeDL
+from msun_fastai.errors import UserError
+from msun_fastai.models.methods import find_method
+from msun_fastai.models.net import MultiScaleNet, NetConfig, param_groups
+from msun_fastai.models.saving import Preprocessing, SavedModel, save_model_folder
+from msun_fastai.models.weights import IMAGENET_STATS, build_net
+from msun_fastai.scales import check_choice, sweep_sizes
+
+CONSISTENCIES = ("si", "none")
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """What ties the views of one image together; see `ScaleInvariance` for the numbers."""
+
+    kind: str = "si"
+    weight: float = 1.0
+    floor: float = 0.0
+    distance: str = "mse"
+
+    def __post_init__(self) -> None:
+        check_choice("consistency", self.kind, CONSISTENCIES)
+
+
+def msun_cbs(
+    config: NetConfig, views: str = "all", consistency: Consistency = Consistency()
+) -> list[Callback]:
+    """The callbacks that train a network of `config`: views, consistency, and their log."""
+    method = find_method(config.method)
+    entries = method.entries(config.scales)
+    sizes = sweep_sizes(config.scales[0], config.scales[-1]) if method.random_sizes else ()
+    cbs: list[Callback] = [MultiScaleViews(entries, views, random_sizes=sizes)]
+    terms = ["ce"]
+    if consistency.kind == "si" and len(entries) > 1:
+        cbs.append(ScaleInvariance(consistency.weight, consistency.floor, consistency.distance))
+        terms.append("si")
+    return [*cbs, TermLogger(terms)]
+
+
+def msun_learner(
+    dls: DataLoaders,
+    arch: str | Callable[..., Any] = "resnet50",
+    *,
+    method: str = "msun",
+    blocks: int = 1,
+    alignment: str = "canonical",
+    views: str = "all",
+    consistency: Consistency = Consistency(),
+    pretrained: bool = True,
+    weights: Path | str | None = None,
+    n_out: int | None = None,
+    scale_metrics: bool = True,
+    metrics: Any = None,
+    cbs: Any = None,
+    splitter: Callable[..., Any] = param_groups,
+    **learner_options: Any,
+) -> Learner:
+    """A fastai Learner on `dls` (from `NativeImageDataLoaders`), pretrained like `vision_learner`.
+
+    arch: a torchvision builder or its name. method: `msun`, `mst` or `vanilla`; the scales and the
+    routing are those of `dls`, of which `mst` and `vanilla` use the canonical scale alone. blocks:
+    k of Bk. views: policy `all`, `native` or `down`. weights: a state-dict file instead of
+    torchvision's. n_out: number of classes, from `dls` by default. scale_metrics: show the
+    accuracy at each scale while training. `learner_options` go to `Learner`. A pretrained model
+    comes frozen up to its head, as fastai's learners do. Raises `UserError`.
+    """
+    if not isinstance(dls.train, NativeDL):
+        raise UserError(
+            "msun_learner: dls hold no images of mixed sizes; make them with NativeImageDataLoaders"
+        )
+    config = NetConfig(
+        arch=arch if isinstance(arch, str) else getattr(arch, "__name__", str(arch)),
+        n_classes=n_out or get_c(dls),
+        scales=dls.train.scales,
+        method=method,
+        blocks=blocks,
+        alignment=alignment,
+        routing=dls.train.routing,
+    )
+    model = build_net(config, pretrained, weights)
+    entries = model.scales
+    dls = with_scales(dls, entries, views if len(entries) > 1 else "all")
+    add_normalization(dls)
+    scale_accuracies = [ScaleAccuracy(s) for s in entries] if scale_metrics and len(entries) > 1 else []
+    given = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics] if metrics else []
+    learn = Learner(
+        dls,
+        model,
+        metrics=[*given, *scale_accuracies],
+        cbs=[*msun_cbs(config, views, consistency), *(cbs or [])],
+        splitter=splitter,
+        **learner_options,
+    )
+    if pretrained or weights is not None:
+        learn.freeze()
+    return learn
+
+
+def add_normalization(dls: DataLoaders) -> None:
+    """Normalise batches with ImageNet's mean and standard deviation, unless `dls` do already."""
+    if not any(isinstance(t, Normalize) for t in dls.train.after_batch.fs):
+        dls.add_tfms([Normalize.from_stats(*IMAGENET_STATS)], "after_batch")
+
+
+def saved_model(learn: Learner) -> SavedModel:
+    """The Learner's network with its classes and preprocessing, ready to be saved."""
+    norm = next((t for t in learn.dls.train.after_batch.fs if isinstance(t, Normalize)), None)
+    stats = {}
+    if norm is not None:
+        stats = {"mean": norm.mean.flatten().tolist(), "std": norm.std.flatten().tolist()}
+    model: MultiScaleNet = getattr(learn.model, "_orig_mod", learn.model)
+    return SavedModel(model, [str(c) for c in learn.dls.vocab], Preprocessing(**stats))
+
+
+def save_learner(learn: Learner, folder: Path | str) -> Path:
+    """Save the Learner's model to `folder` as safetensors and JSON, for `predict` and sharing."""
+    return save_model_folder(folder, saved_model(learn))

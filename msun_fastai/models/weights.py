@@ -1,0 +1,102 @@
+"""Starting weights: torchvision's ImageNet weights, or a file of the user's."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from msun_fastai.errors import UserError
+from msun_fastai.models.backbones import find_family
+from msun_fastai.models.net import MultiScaleNet, NetConfig
+
+ADVICE = "give --weights FILE (a state dict) or --no-pretrained"
+IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of every torchvision classifier
+
+
+def build_net(
+    config: NetConfig, pretrained: bool = False, weights: Path | str | None = None
+) -> MultiScaleNet:
+    """The network of `config`, from random weights, torchvision's, or those in the file `weights`.
+
+    Every subnet starts from the given shallow layers. The classifier is new unless the file's has
+    as many classes. Raises `UserError` where weights cannot be had or do not fit.
+    """
+    family = find_family(config.arch)
+    network = family.build(config.arch, config.n_classes)
+    if weights is not None:
+        load_backbone(network, read_state(weights), family.classifier, str(weights))
+    elif pretrained:
+        load_backbone(network, imagenet_state(config.arch), family.classifier, "ImageNet weights")
+    return MultiScaleNet(config, network)
+
+
+def imagenet_state(arch: str) -> dict[str, Tensor]:
+    """torchvision's default weights for `arch`, from its cache or downloaded into it."""
+    if arch in find_family(arch).builders:
+        raise UserError(f"arch {arch}: there are no pretrained weights for it; {ADVICE}")
+    choice = get_model_weights(arch).DEFAULT
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(choice.url).name
+    try:
+        return choice.get_state_dict(progress=False, check_hash=True)
+    except (URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"ImageNet weights of {arch}: not cached as {file} and not to be downloaded "
+            f"({reason}); {ADVICE}"
+        ) from error
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"ImageNet weights of {arch}: {file} is damaged ({error}); remove it") from error
+
+
+def read_state(path: Path | str) -> dict[str, Tensor]:
+    """A state dict from a `.safetensors` file or a torch file; no code in it is run."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"weights {file}: no such file")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged or hostile files fail in the readers in many ways
+        raise UserError(
+            f"weights {file}: not a state dict that can be read ({type(error).__name__})"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]  # torchvision's reference scripts and fastai's save_model nest it
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"weights {file}: holds no state dict of tensors")
+    prefixes = ("_orig_mod.", "module.")  # of a compiled or distributed model's checkpoint
+    for prefix in prefixes:
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def load_backbone(
+    network: nn.Module, state: dict[str, Tensor], classifier: str, where: str
+) -> None:
+    """Load `state` into `network`; its classifier only where the number of classes agrees."""
+    own = network.state_dict()
+    state = {
+        name: value
+        for name, value in state.items()
+        if not (name.startswith(f"{classifier}.") and own[name].shape != value.shape)
+    }
+    missing = [n for n in own if n not in state and not n.startswith(f"{classifier}.")]
+    missing = [n for n in missing if not n.endswith("num_batches_tracked")]
+    strange = [n for n in state if n not in own]
+    wrong = [n for n in state if n in own and own[n].shape != state[n].shape]
+    for names, what in ((missing, "lacks"), (strange, "has the unknown"), (wrong, "misshapes")):
+        if names:
+            raise UserError(
+                f"{where}: {what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}; "
+                "they are not of this backbone"
+            )
+    network.load_state_dict(state, strict=False)

@@ -1,0 +1,154 @@
+"""Recipes: what a run does, as a checked document. TOML in, TOML out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from msun_fastai.errors import UserError, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values are of the type they say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """Where the images are and what happens to them on the way in."""
+
+    dataset: str | None = None
+    path: str | None = None
+    root: str | None = None
+    valid_fraction: float = Field(0.2, gt=0, lt=1)
+    limit: int | None = Field(None, ge=1)
+    augment: str = "light"
+    workers: int = Field(2, ge=0)
+
+
+class ModelSection(Section):
+    """The network: see `NetConfig`."""
+
+    arch: str = "resnet50"
+    method: str = "msun"
+    scales: list[int] = [32, 128, 224]
+    blocks: int = Field(1, ge=0)
+    alignment: str = "canonical"
+    routing: str = "nearest"
+    pretrained: bool = True
+    weights: str | None = None
+
+
+class ConsistencySection(Section):
+    """What ties the views together: see `Consistency`."""
+
+    kind: str = "si"
+    weight: float = Field(1.0, ge=0)
+    floor: float = Field(0.0, ge=0)
+    distance: str = "mse"
+
+
+class TrainSection(Section):
+    """How the network is trained.
+
+    From pretrained weights fastai's `fine_tune`: one epoch on the head alone, then `epochs` on
+    everything; from random weights one cycle of `epochs`. lr is the highest learning rate.
+    """
+
+    epochs: int = Field(5, ge=1)
+    bs: int = Field(64, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    wd: float | None = Field(None, ge=0)
+    views: str = "all"
+    seed: int = Field(42, ge=0)
+    device: str | None = None
+
+
+class Recipe(Section):
+    """A run, complete. `baseline` names a method that is trained the same way to compare with."""
+
+    baseline: str | None = None
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    consistency: ConsistencySection = ConsistencySection()
+    train: TrainSection = TrainSection()
+
+    def with_values(self, values: dict[str, Any], where: str) -> Recipe:
+        """This recipe with dotted keys such as `train.lr` set; `where` is named in errors."""
+        data = self.model_dump()
+        for key, value in values.items():
+            *path, last = key.split(".")
+            section: Any = data
+            for name in path:
+                section = section.setdefault(name, {})
+                if not isinstance(section, dict):
+                    raise UserError(f"{where}: {key}: {name} is a value, not a section")
+            section[last] = value
+        return _checked(data, where)
+
+    def to_toml(self) -> str:
+        """The resolved recipe as TOML; values that are not set are left out, as TOML has no null."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: in the package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return next((p for p in (package / "recipes", package.parent / "recipes") if p.is_dir()))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {file.stem: file for file in sorted(recipe_folder().glob("*.toml"))}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or one from a TOML file. Raises `UserError`."""
+    file = Path(name) if name.endswith(".toml") else shipped_recipes().get(name)
+    if file is None:
+        raise UserError(f"recipe {name!r} is unknown; {did_you_mean(name, shipped_recipes())}")
+    try:
+        return _checked(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+    except FileNotFoundError:
+        raise UserError(f"recipe {file}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"recipe {file}: not TOML that can be read ({error})") from error
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` from the command line; the value as TOML has it, or else as text.
+
+    >>> parse_assignment("train.lr=1e-3")
+    ('train.lr', 0.001)
+    """
+    key, found, value = text.partition("=")
+    if not found or not key.strip():
+        raise UserError(f"--set {text}: write key=value, such as train.lr=0.001")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _checked(data: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] != "extra_forbidden":
+            raise UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
+        section: Any = Recipe
+        for part in first["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        near = did_you_mean(str(first["loc"][-1]), section.model_fields)
+        raise UserError(f"{where}: unknown key {key!r}; {near}") from None

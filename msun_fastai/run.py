@@ -1,0 +1,221 @@
+"""From a recipe to a run folder: data, Learner, training, evaluation, files."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import Learner  # with fit_one_cycle and fine_tune patched in
+from fastai.metrics import accuracy
+from fastai.torch_core import default_device, set_seed
+from rich.console import Console
+
+from msun_fastai import __version__
+from msun_fastai.callbacks.console import ConsoleProgress, History
+from msun_fastai.data.images import native_size
+from msun_fastai.data.loaders import NativeImageDataLoaders
+from msun_fastai.data.samples import Source
+from msun_fastai.data.sources import source_from_name, source_from_path
+from msun_fastai.errors import UserError
+from msun_fastai.evaluate import accuracy_by_size, test_sizes
+from msun_fastai.files import write_json, write_text
+from msun_fastai.learner import Consistency, msun_learner, save_learner, saved_model
+from msun_fastai.models.methods import find_method
+from msun_fastai.recipe import Recipe
+from msun_fastai.scales import check_scales, route
+
+PACKAGES = ("torch", "torchvision", "fastai", "datasets", "pillow", "safetensors", "numpy")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run's folder is and what it measured; `metrics` is what `metrics.json` holds."""
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None) -> RunResult:
+    """Train what `recipe` says, and its baseline where it names one; write the run folder.
+
+    Everything that can be wrong with the input is checked before anything is written or trained.
+    Raises `UserError`.
+    """
+    source = load_source(recipe)
+    learners = {m: make_learner(recipe, source, m) for m in _methods(recipe)}
+    folder = new_run_folder(recipe, source, run_dir)
+    first, *others = learners
+    console.print(f"run folder {folder}", highlight=False, soft_wrap=True)
+    metrics = train_one(recipe, source, learners[first], first, folder, console)
+    for method in others:
+        # a Learner made earlier would start from another state of the random generators
+        learn = make_learner(recipe, source, method)
+        metrics["baseline"] = train_one(recipe, source, learn, method, folder / "baseline", console)
+    write_json(folder / "metrics.json", metrics)
+    return RunResult(folder, metrics)
+
+
+def _methods(recipe: Recipe) -> list[str]:
+    methods = [recipe.model.method]
+    if recipe.baseline is not None:
+        find_method(recipe.baseline)
+        if recipe.baseline == recipe.model.method:
+            raise UserError(f"baseline: {recipe.baseline} is the method itself; name another")
+        methods.append(recipe.baseline)
+    return methods
+
+
+def load_source(recipe: Recipe) -> Source:
+    """The recipe's data, limited as it says."""
+    data, seed = recipe.data, recipe.train.seed
+    if (data.dataset is None) == (data.path is None):
+        raise UserError("name the data: either --dataset NAME or --data PATH")
+    if data.dataset is not None:
+        source = source_from_name(data.dataset, data.root, seed)
+    else:
+        source = source_from_path(str(data.path), data.valid_fraction, seed)
+    return source.limited(data.limit, seed)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`, or the best there is. Raises `UserError` for one that is not."""
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"device {name!r}: not to be used here ({first})") from error
+    return device
+
+
+def make_learner(recipe: Recipe, source: Source, method: str) -> Learner:
+    """The Learner of `recipe` with `method`, seeded: the same recipe gives the same weights."""
+    model, train, data = recipe.model, recipe.train, recipe.data
+    set_seed(train.seed, reproducible=True)
+    device = pick_device(train.device)
+    dls = NativeImageDataLoaders.from_source(
+        source,
+        scales=check_scales(model.scales),
+        routing=model.routing,
+        views=train.views,
+        augment=data.augment,
+        seed=train.seed,
+        bs=train.bs,
+        num_workers=data.workers,
+        device=device,
+    )
+    learn = msun_learner(
+        dls,
+        model.arch,
+        method=method,
+        blocks=model.blocks,
+        alignment=model.alignment,
+        views=train.views,
+        consistency=Consistency(**recipe.consistency.model_dump()),
+        pretrained=model.pretrained and model.weights is None,
+        weights=model.weights,
+        metrics=accuracy,
+        wd=train.wd,
+    )
+    learn.model.to(device)
+    learn.remove_cbs(learn._grab_cbs(ProgressCallback))  # it floods a log that is no terminal
+    learn.logger = _silent
+    return learn
+
+
+def _silent(row: Any) -> None:
+    """In place of fastai's printing of each epoch; `ConsoleProgress` shows it."""
+
+
+def new_run_folder(recipe: Recipe, source: Source, run_dir: Path | str | None) -> Path:
+    """A folder that is empty or new: `run_dir`, or `runs/<data>-<method>-<time>`."""
+    if run_dir is not None:
+        folder = Path(run_dir)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"run folder {folder}: exists and is not empty; name another")
+    else:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        base = Path("runs") / f"{source.name}-{recipe.model.method}-{stamp}"
+        names = (base.with_name(f"{base.name}-{n}" if n else base.name) for n in range(1000))
+        folder = next(f for f in names if not f.exists())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run folder {folder}: cannot be made ({error.strerror})") from error
+    return folder
+
+
+def train_one(
+    recipe: Recipe, source: Source, learn: Learner, method: str, folder: Path, console: Console
+) -> dict[str, Any]:
+    """Train one Learner and write its folder; returns its metrics."""
+    resolved = recipe.with_values({"model.method": method, "baseline": None}, "run")
+    write_text(folder / "recipe.toml", resolved.to_toml())
+    write_json(folder / "environment.json", environment(learn))
+    train = recipe.train
+    started = time.perf_counter()
+    with ConsoleProgress(console, method) as progress:
+        cbs = [progress, History(folder / "history.csv")]
+        if recipe.model.pretrained or recipe.model.weights is not None:
+            learn.fine_tune(train.epochs, base_lr=train.lr, cbs=cbs)
+        else:
+            learn.fit_one_cycle(train.epochs, train.lr, cbs=cbs)
+    seconds = time.perf_counter() - started
+    save_learner(learn, folder / "model")
+    metrics = measure(recipe, source, learn, method, seconds)
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def measure(
+    recipe: Recipe, source: Source, learn: Learner, method: str, seconds: float
+) -> dict[str, Any]:
+    """What `metrics.json` holds; its keys are documented in `docs/run-folder.md`."""
+    saved = saved_model(learn)
+    scales = saved.model.scales
+    with learn.no_logging():
+        routed = learn.validate()[1]
+    sizes = [native_size(s.image) for s in source.valid]
+    counts = Counter(route(s, scales, saved.model.config.routing) for s in sizes)
+    by_size = accuracy_by_size(
+        saved, source.valid, test_sizes(recipe.model.scales), recipe.train.bs, recipe.data.workers
+    )
+    return {
+        "data": source.name,
+        "arch": recipe.model.arch,
+        "method": method,
+        "scales": list(scales),
+        "classes": len(source.classes),
+        "train_images": len(source.train),
+        "valid_images": len(source.valid),
+        "params": sum(p.numel() for p in saved.model.parameters()),
+        "train_seconds": round(seconds, 1),
+        "native_accuracy": routed,
+        "routing": {str(s): counts[s] for s in scales},
+        **by_size,
+    }
+
+
+def environment(learn: Learner) -> dict[str, Any]:
+    """Versions, device and time: what else a figure depends on."""
+    return {
+        "msun_fastai": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "device": str(learn.dls.device),
+        "threads": torch.get_num_threads(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "arguments": sys.argv[1:],
+    }

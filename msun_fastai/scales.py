@@ -1,0 +1,94 @@
+"""Scales, routing and views policies: pure functions on sizes, no tensors.
+
+A *scale* is one quantized input side; the largest is the *canonical* scale. Every size here is a
+side in pixels, and an image's size is its shorter side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from msun_fastai.errors import UserError, did_you_mean
+
+DEFAULT_SCALES = (32, 128, 224)  # small, medium, large: Section VI-B
+SWEEP_STEPS = 12  # Table II tests 32 to 224 in 12 steps of 16
+
+
+def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
+    """`scales` as a tuple of ascending positive sides, or a `UserError` that says what is wrong."""
+    given = ",".join(str(s) for s in scales)
+    if not scales:
+        raise UserError("scales: none given; name at least one, such as 32,128,224")
+    if any(isinstance(s, bool) or int(s) != s or s < 1 for s in scales):
+        raise UserError(f"scales: {given}: every scale is a whole number of pixels, at least 1")
+    out = tuple(int(s) for s in scales)
+    if any(a >= b for a, b in zip(out, out[1:])):
+        raise UserError(
+            f"scales: {given}: not ascending; write {','.join(map(str, sorted(set(out))))}"
+        )
+    return out
+
+
+def route_nearest(size: int, scales: Sequence[int]) -> int:
+    """The scale closest to `size` (Eq. 6); a tie goes to the smaller scale, which costs less."""
+    return min(scales, key=lambda scale: (abs(size - scale), scale))
+
+
+def route_up(size: int, scales: Sequence[int]) -> int:
+    """The smallest scale that is not below `size`, or the canonical scale: no pixel is thrown away.
+
+    This is what Table II shows in fact: its accuracy at 64 is that of f_2 and at 160 that of f_3.
+    """
+    return next((scale for scale in scales if scale >= size), scales[-1])
+
+
+ROUTING: dict[str, Callable[[int, Sequence[int]], int]] = {
+    "nearest": route_nearest,
+    "up": route_up,
+}
+
+
+def route(size: int, scales: Sequence[int], rule: str = "nearest") -> int:
+    """The scale that an image of `size` goes to under the routing `rule`."""
+    return ROUTING[check_choice("routing", rule, ROUTING)](size, scales)
+
+
+VIEWS = ("all", "native", "down")
+
+
+def target_scale(size: int, scales: Sequence[int], views: str, rule: str = "nearest") -> int:
+    """The side to which a training image of native `size` is resized before its views are made.
+
+    `all` makes every view from the canonical one; `native` and `down` start at the image's own
+    routed scale, so that nothing is upsampled beyond it.
+    """
+    check_choice("views", views, VIEWS)
+    return scales[-1] if views == "all" else route(size, scales, rule)
+
+
+def view_scales(side: int, scales: Sequence[int], views: str) -> tuple[int, ...]:
+    """The scales of the views that a batch of `side` gives under the policy `views`, ascending.
+
+    `all`: every scale (Algorithm 1). `native`: its own. `down`: its own and all smaller ones.
+    """
+    check_choice("views", views, VIEWS)
+    if views == "all":
+        return tuple(scales)
+    return (side,) if views == "native" else tuple(s for s in scales if s <= side)
+
+
+def sweep_sizes(smallest: int, largest: int, steps: int = SWEEP_STEPS) -> tuple[int, ...]:
+    """Input sizes from `smallest` to `largest` in `steps` equal steps (Section VI-B).
+
+    >>> sweep_sizes(32, 224)[:3]
+    (32, 48, 64)
+    """
+    span = largest - smallest
+    return tuple(sorted({smallest + round(span * i / steps) for i in range(steps + 1)}))
+
+
+def check_choice(key: str, value: str, known) -> str:
+    """`value` if it is one of `known`, else a `UserError` that names `key` and what is near."""
+    if value not in known:
+        raise UserError(f"{key}: unknown value {value!r}; {did_you_mean(str(value), known)}")
+    return value
