@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class ImageError(UserError):
-    """One image that cannot be used: unreadable, truncated, empty, too large, or no image at all."""
+    """One image that cannot be used: unreadable, truncated, empty, too large, or no image."""
 
 
 def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from msun_fastai.scales import route
 def test_sizes(scales: Sequence[int]) -> tuple[int, ...]:
     """The scales and the sizes halfway between them, ascending: what a network does on its scales
     and where it has none."""
-    between = [(a + b) // 2 for a, b in zip(scales, scales[1:])]
+    between = [(a + b) // 2 for a, b in pairwise(scales)]
     return tuple(sorted({*scales, *between}))
 
 

@@ -98,7 +98,9 @@ def msun_learner(
     entries = model.scales
     dls = with_scales(dls, entries, views if len(entries) > 1 else "all")
     add_normalization(dls)
-    scale_accuracies = [ScaleAccuracy(s) for s in entries] if scale_metrics and len(entries) > 1 else []
+    scale_accuracies = (
+        [ScaleAccuracy(s) for s in entries] if scale_metrics and len(entries) > 1 else []
+    )
     given = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics] if metrics else []
     learn = Learner(
         dls,

@@ -41,8 +41,8 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def pool_to_smallest(features: Sequence[Tensor]) -> list[Tensor]:
     """Features of shape (n, c, h_i, w_i) averaged down to the smallest grid among them."""
-    grid = min((tuple(f.shape[-2:]) for f in features), key=lambda hw: hw[0] * hw[1])
-    return [f if tuple(f.shape[-2:]) == grid else F.adaptive_avg_pool2d(f, grid) for f in features]
+    height, width = min((f.shape[-2:] for f in features), key=lambda hw: hw[0] * hw[1])
+    return [F.adaptive_avg_pool2d(f, (height, width)) for f in features]
 
 
 def si_loss(features: Sequence[Tensor], distance: str = "mse") -> Tensor:

@@ -120,6 +120,8 @@ class Predictor:
         batch = torch.stack([pixels for _, pixels in group]).to(device)
         logits = self.saved.model(normalize(batch, self.saved.preprocessing))
         best = logits.float().softmax(1).topk(min(top, logits.shape[1]))
-        for (prediction, _), values, codes in zip(group, best.values.tolist(), best.indices.tolist()):
+        for (prediction, _), values, codes in zip(
+            group, best.values.tolist(), best.indices.tolist()
+        ):
             prediction.top = [(self.saved.classes[c], v) for c, v in zip(codes, values)]
             prediction.label, prediction.probability = prediction.top[0]

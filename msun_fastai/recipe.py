@@ -96,14 +96,14 @@ class Recipe(Section):
         return _checked(data, where)
 
     def to_toml(self) -> str:
-        """The resolved recipe as TOML; values that are not set are left out, as TOML has no null."""
+        """The recipe as TOML; values that are not set are left out, as TOML has no null."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
 def recipe_folder() -> Path:
     """Where the shipped recipes are: in the package, or beside it in a checkout."""
     package = Path(__file__).parent
-    return next((p for p in (package / "recipes", package.parent / "recipes") if p.is_dir()))
+    return next(p for p in (package / "recipes", package.parent / "recipes") if p.is_dir())
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -7,6 +7,7 @@ side in pixels, and an image's size is its shorter side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from msun_fastai.errors import UserError, did_you_mean
 
@@ -22,7 +23,7 @@ def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
     if any(isinstance(s, bool) or int(s) != s or s < 1 for s in scales):
         raise UserError(f"scales: {given}: every scale is a whole number of pixels, at least 1")
     out = tuple(int(s) for s in scales)
-    if any(a >= b for a, b in zip(out, out[1:])):
+    if any(a >= b for a, b in pairwise(out)):
         raise UserError(
             f"scales: {given}: not ascending; write {','.join(map(str, sorted(set(out))))}"
         )

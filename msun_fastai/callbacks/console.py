@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 from fastai.callback.core import Callback
-from fastai.learner import Recorder
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -93,7 +92,8 @@ class History(Callback):
     order = ConsoleProgress.order + 1
 
     def __init__(self, file: Path):
-        self.file, self.rows, self.phase = file, [], 0
+        self.file, self.phase = file, 0
+        self.rows: list[dict[str, Any]] = []
 
     def before_fit(self) -> None:
         self.phase += 1
@@ -106,6 +106,3 @@ class History(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.file, text.getvalue())
-
-
-assert TermLogger.order > Recorder.order  # the log is complete when it is shown

@@ -10,7 +10,7 @@ from fastai.callback.mixup import MixUp
 from fastai.learner import Metric, Recorder
 from torch import Tensor
 
-from msun_fastai.scales import check_choice, view_scales, VIEWS
+from msun_fastai.scales import VIEWS, check_choice, view_scales
 from msun_fastai.views import make_views, rescale_view, resize_batch
 
 
@@ -31,9 +31,7 @@ class MultiScaleViews(Callback):
     # MixedPrecision (10) rescale the loss and leave autocast in after_loss
     run_valid = False
 
-    def __init__(
-        self, scales: Sequence[int], views: str = "all", random_sizes: Sequence[int] = ()
-    ):
+    def __init__(self, scales: Sequence[int], views: str = "all", random_sizes: Sequence[int] = ()):
         self.scales, self.views = tuple(scales), check_choice("views", views, VIEWS)
         self.random_sizes = tuple(random_sizes)
 
@@ -98,7 +96,9 @@ class TermLogger(Callback):
 
     def after_validate(self) -> None:
         if self.trained:  # learn.validate() alone has trained nothing to log
-            self.recorder.log += [float(self.sums[n]) / self.count if self.count else None for n in self.names]
+            self.recorder.log += [
+                float(self.sums[n]) / self.count if self.count else None for n in self.names
+            ]
         self.trained = False
 
 

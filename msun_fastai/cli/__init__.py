@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 
 from msun_fastai.errors import UserError
+
+# raised by torchvision's own import, about nothing that a user of the command line can change
+warnings.filterwarnings("ignore", message=r".*torch\.jit")
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -17,32 +21,24 @@ def main(args: list[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
-    sys.exit(_run([a for a in args if a != "--debug"], debug))
+    sys.exit(_run([a for a in args if a != "--debug"] or ["--help"], debug))
 
 
 def _run(args: list[str], debug: bool) -> int:
-    from msun_fastai.cli.app import app
+    import typer
 
-    try:  # typer carries click inside since 0.26; before, it depends on it
-        from typer._click import exceptions as click
-    except ImportError:
-        from click import exceptions as click  # type: ignore[no-redef]
+    from msun_fastai.cli.app import app
 
     try:
         code = app(args, prog_name="msun-fastai", standalone_mode=False)
         return int(code or 0)
-    except click.NoArgsIsHelpError as error:
-        error.show()
-        return BAD_INPUT
-    except click.ClickException as error:
-        return _fail(error.format_message(), BAD_INPUT, debug)
-    except click.Abort:
-        return _fail("interrupted", INTERRUPTED, debug)
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED, debug)
     except UserError as error:
         return _fail(str(error), BAD_INPUT, debug)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", INTERRUPTED, debug)
     except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of click, which typer may carry inside
+            return _fail(error.format_message(), BAD_INPUT, debug)
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return _fail(f"{text} (--debug shows where)", FAILURE, debug)
 

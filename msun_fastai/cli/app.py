@@ -13,7 +13,6 @@ from msun_fastai.cli.predict import predict
 app = typer.Typer(
     name="msun-fastai",
     help="Image classifiers that are good at every input size.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help is made in a fifth of the time

@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-Text = Optional[str]  # typer reads annotations at run time, on Python 3.10 too
+Text = str | None
 
 
 def finetune(
-    dataset: Annotated[Text, typer.Option(help="Dataset by name, such as shapes or stanford_cars.")] = None,
-    data: Annotated[Text, typer.Option(help="Folder of class folders, or a CSV of paths and labels.")] = None,
+    dataset: Annotated[
+        Text, typer.Option(help="Dataset by name, such as shapes or stanford_cars.")
+    ] = None,
+    data: Annotated[
+        Text, typer.Option(help="Folder of class folders, or a CSV of paths and labels.")
+    ] = None,
     data_root: Annotated[
         Text, typer.Option(help="Folder with local copies of datasets.", envvar="MSUN_DATA_ROOT")
     ] = None,
-    recipe: Annotated[Text, typer.Option(help="Start from this recipe: a shipped name or a .toml file.")] = None,
-    arch: Annotated[Text, typer.Option(help="Backbone: a torchvision name, such as resnet50.")] = None,
+    recipe: Annotated[
+        Text, typer.Option(help="Start from this recipe: a shipped name or a .toml file.")
+    ] = None,
+    arch: Annotated[
+        Text, typer.Option(help="Backbone: a torchvision name, such as resnet50.")
+    ] = None,
     method: Annotated[Text, typer.Option(help="msun, mst or vanilla.")] = None,
     baseline: Annotated[
         Text, typer.Option(help="A method to train the same way and compare with.")
     ] = None,
-    scales: Annotated[Text, typer.Option(help="Input sides, ascending, such as 32,128,224.")] = None,
-    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training images.")] = None,
-    bs: Annotated[Optional[int], typer.Option(help="Images in a batch.")] = None,
-    lr: Annotated[Optional[float], typer.Option(help="Highest learning rate.")] = None,
+    scales: Annotated[
+        Text, typer.Option(help="Input sides, ascending, such as 32,128,224.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    bs: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     pretrained: Annotated[
-        Optional[bool], typer.Option("--pretrained/--no-pretrained", help="Start from ImageNet weights.")
+        bool | None,
+        typer.Option("--pretrained/--no-pretrained", help="Start from ImageNet weights."),
     ] = None,
     weights: Annotated[Text, typer.Option(help="Start from this state-dict file instead.")] = None,
-    limit: Annotated[Optional[int], typer.Option(help="At most N images in each part.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of everything that is drawn.")] = None,
-    device: Annotated[Text, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most N images in each part.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    device: Annotated[
+        Text, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")
+    ] = None,
     run_dir: Annotated[
         Text, typer.Option(help="Run folder, new or empty; runs/DATA-METHOD-TIME by default.")
     ] = None,
     assign: Annotated[
-        Optional[list[str]],
-        typer.Option("--set", help="Any other recipe value, such as consistency.weight=0.5.", metavar="KEY=VALUE"),
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any other recipe value, such as consistency.weight=0.5.",
+            metavar="KEY=VALUE",
+        ),
     ] = None,
     json_file: Annotated[
-        Text, typer.Option("--json", help="Write the metrics as JSON to this file; - for standard output.")
+        Text,
+        typer.Option(
+            "--json", help="Write the metrics as JSON to this file; - for standard output."
+        ),
     ] = None,
 ) -> None:
     """Train a classifier on images of mixed sizes and test it at every size."""
@@ -87,7 +107,9 @@ def parse_scales(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--scales {text}: write whole numbers with commas, such as 32,128,224") from None
+        raise UserError(
+            f"--scales {text}: write whole numbers with commas, such as 32,128,224"
+        ) from None
 
 
 def show_metrics(console: Any, metrics: dict[str, Any]) -> None:

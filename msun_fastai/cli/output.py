@@ -15,7 +15,7 @@ STDOUT = "-"
 
 
 def make_console(json_file: str | None) -> Console:
-    """Where a verb writes: standard output, or standard error where JSON goes to standard output."""
+    """Where a verb prints: standard output, or standard error where JSON goes to the former."""
     from rich.console import Console
 
     return Console(stderr=json_file == STDOUT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,18 +10,34 @@ if TYPE_CHECKING:
     from msun_fastai.predict import Prediction
 
 SHOWN = 50  # rows of the table on screen; --out has them all
-COLUMNS = ("path", "width", "height", "native_size", "scale", "label", "probability", "top", "error")
+COLUMNS = (
+    "path",
+    "width",
+    "height",
+    "native_size",
+    "scale",
+    "label",
+    "probability",
+    "top",
+    "error",
+)
 
 
 def predict(
-    paths: Annotated[list[str], typer.Argument(help="Image files, folders, or globs in quotes.", metavar="PATH...")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Image files, folders, or globs in quotes.", metavar="PATH..."),
+    ],
     model: Annotated[str, typer.Option(help="Run folder or model folder.")],
-    out: Annotated[Optional[str], typer.Option(help="Write one row an image to this .csv or .json.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Write one row an image to this .csv or .json.")
+    ] = None,
     top: Annotated[int, typer.Option(help="How many classes to list.", min=1)] = 5,
     bs: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     json_file: Annotated[
-        Optional[str], typer.Option("--json", help="Write the rows as JSON to this file; - for standard output.")
+        str | None,
+        typer.Option("--json", help="Write the rows as JSON to this file; - for standard output."),
     ] = None,
 ) -> None:
     """Predict images of any size; those that cannot be read are listed with the reason.

@@ -1,4 +1,4 @@
-"""The datasets that go by a name: one row each. Where they are and what their columns are called."""
+"""The datasets that go by a name, one row each: where they are, what their columns are called."""
 
 from __future__ import annotations
 

@@ -65,7 +65,9 @@ def _class_folders(folder: Path) -> list[Sample]:
     for class_dir in classes:
         files = image_files(class_dir)
         if not files:
-            raise UserError(f"{class_dir}: class {class_dir.name!r} has no images; add some or remove it")
+            raise UserError(
+                f"{class_dir}: class {class_dir.name!r} has no images; add some or remove it"
+            )
         samples += [Sample(file, class_dir.name) for file in files]
     return samples
 

@@ -19,9 +19,8 @@ from msun_fastai.errors import ImageError
 MAX_PIXELS = int(Image.MAX_IMAGE_PIXELS or 89_478_485)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm".split()
-)
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
+SUFFIXES = JPEG | {".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
@@ -164,7 +163,7 @@ def _to_uint8(a: np.ndarray) -> np.ndarray:
 
 
 def image_from_array(source: Any) -> Image.Image:
-    """An RGB image from an array or tensor; see `load_image` for the shapes. Raises `ImageError`."""
+    """An RGB image from an array or tensor of a shape that `load_image` names, or `ImageError`."""
     channels_first = hasattr(source, "detach")  # a tensor: (c, h, w) by custom, arrays (h, w, c)
     try:
         a = np.asarray(source.detach().cpu() if channels_first else source)

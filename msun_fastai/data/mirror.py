@@ -37,14 +37,15 @@ def source_from_mirror(folder: Path | str, name: str = "") -> Source:
     splits = _splits(root)
     train = _pick(splits, (entry.train, *TRAIN_NAMES), root)
     valid = _pick(splits, (entry.valid, *VALID_NAMES), root)
-    parts, names = [], []
+    parts: list[list[Sample]] = []
+    names: list[list[str]] = []
     for split in (train, valid):
         samples, classes = _read(splits[split], entry, f"{root.name} ({split})")
         parts.append(samples)
         names.append(classes)
     if names[0] != names[1]:
         raise UserError(f"{root}: {train} and {valid} name different classes")
-    return make_source(root.name, *parts, classes=names[0])
+    return make_source(root.name, parts[0], parts[1], names[0])
 
 
 def _splits(root: Path) -> dict[str, list[str]]:
@@ -63,7 +64,9 @@ def _pick(splits: dict[str, list[str]], names: tuple[str, ...], root: Path) -> s
     for name in names:
         if name in splits:
             return name
-    raise UserError(f"{root}: no split {' or '.join(dict.fromkeys(names))}; it has {', '.join(splits)}")
+    raise UserError(
+        f"{root}: no split {' or '.join(dict.fromkeys(names))}; it has {', '.join(splits)}"
+    )
 
 
 def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], list[str]]:

@@ -21,8 +21,14 @@ from msun_fastai.data.images import load_image, native_size
 from msun_fastai.data.resize import augment_image, resize_image
 from msun_fastai.data.samples import Sample
 from msun_fastai.errors import UserError
-from msun_fastai.scales import DEFAULT_SCALES, check_choice, check_scales, target_scale
-from msun_fastai.scales import ROUTING, VIEWS
+from msun_fastai.scales import (
+    DEFAULT_SCALES,
+    ROUTING,
+    VIEWS,
+    check_choice,
+    check_scales,
+    target_scale,
+)
 
 TRAIN = 0  # fastai's split_idx of the training part
 
@@ -107,7 +113,7 @@ class NativeDL(TfmdDL):
     def native_sizes(self) -> list[int]:
         """The native size of every image in the dataset, read once from the headers."""
         if self._sizes is None:
-            items = getattr(self.dataset, "items", self.dataset)
+            items: Any = getattr(self.dataset, "items", self.dataset)
             self._sizes = [native_size(i.image if isinstance(i, Sample) else i) for i in items]
         return self._sizes
 
@@ -166,11 +172,11 @@ class NativeDL(TfmdDL):
         return (self.fit_image(image, s or 0), *rest)
 
     def fit_image(self, image: Any, idx: int) -> NativeImage:
-        """`image` resized to its batch's side; augmented too where it belongs to the training part."""
+        """`image` resized to its batch's side; augmented too if it belongs to the training part."""
         if not isinstance(image, NativeImage):
             raise UserError(
-                f"NativeDL: items are {type(image).__name__}, not NativeImage; use NativeImageBlock "
-                "in the DataBlock, or a NativeImageDataLoaders factory"
+                f"NativeDL: items are {type(image).__name__}, not NativeImage; use "
+                "NativeImageBlock in the DataBlock, or a NativeImageDataLoaders factory"
             )
         side = self.single_side or self._routed(image.native_size)
         if self.augment == "none" or getattr(self.dataset, "split_idx", None) != TRAIN:

@@ -38,7 +38,9 @@ class Source:
         )
 
 
-def make_source(name: str, train: list[Sample], valid: list[Sample], classes=None) -> Source:
+def make_source(
+    name: str, train: list[Sample], valid: list[Sample], classes: Sequence[str] | None = None
+) -> Source:
     """A checked `Source`: both parts hold images, no class is missing from the training part."""
     for part, samples in (("training", train), ("validation", valid)):
         if not samples:

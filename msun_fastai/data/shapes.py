@@ -16,7 +16,9 @@ OUTLINES = ("disc", "square", "triangle", "cross", "star")
 FILLS = ("plain", "striped")
 CLASSES = tuple(f"{fill} {outline}" for outline in OUTLINES for fill in FILLS)
 SIDES = (16, 256)  # shorter side in pixels
-SKEW = 0.75  # below 1: sides lean to the large ones, as photographs do; 1 is uniform in the logarithm
+SKEW = (
+    0.75  # below 1: sides lean to the large ones, as photographs do; 1 is uniform in the logarithm
+)
 STRIPE = 0.5  # period of the stripes, in radii of the outline
 MIN_CONTRAST = 0.35  # of the figure against its surroundings, in luminance
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
@@ -25,10 +27,13 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 def shapes_source(train: int = 2000, valid: int = 600, seed: int = 42) -> Source:
     """`train` and `valid` labelled images as uint8 arrays (h, w, 3), the classes in turn."""
     parts = [
-        [draw_sample(CLASSES[i % len(CLASSES)], np.random.default_rng((seed, part, i))) for i in range(n)]
+        [
+            draw_sample(CLASSES[i % len(CLASSES)], np.random.default_rng((seed, part, i)))
+            for i in range(n)
+        ]
         for part, n in enumerate((train, valid))
     ]
-    return make_source("shapes", *parts, classes=CLASSES)
+    return make_source("shapes", parts[0], parts[1], CLASSES)
 
 
 def draw_sample(label: str, rng: np.random.Generator) -> Sample:

@@ -51,5 +51,7 @@ def source_from_name(name: str, root: Path | str | None = None, seed: int = 42) 
 
 
 def _names(root: Path | str | None) -> list[str]:
-    local = [d.name for d in Path(root).iterdir() if d.is_dir()] if root and Path(root).is_dir() else []
+    local = (
+        [d.name for d in Path(root).iterdir() if d.is_dir()] if root and Path(root).is_dir() else []
+    )
     return sorted({*known_datasets(), *local})

@@ -117,7 +117,8 @@ def submodule_key(path: str) -> str:
 def take_modules(network: nn.Module, paths: tuple[str, ...]) -> nn.Sequential:
     """The modules at `paths` one after the other, under their own names."""
     parts = OrderedDict(
-        (submodule_key(p), nn.Flatten(1) if p == FLATTEN else network.get_submodule(p)) for p in paths
+        (submodule_key(p), nn.Flatten(1) if p == FLATTEN else network.get_submodule(p))
+        for p in paths
     )
     return nn.Sequential(parts)
 

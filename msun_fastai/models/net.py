@@ -117,7 +117,9 @@ class MultiScaleNet(nn.Module):
         It shares this network's parameters and knows nothing of scales: costs, export, Grad-CAM
         and CKA work on it.
         """
-        parts = OrderedDict(subnet=self.subnets[i], align=self.align[i], deep=self.deep, head=self.head)
+        parts = OrderedDict(
+            subnet=self.subnets[i], align=self.align[i], deep=self.deep, head=self.head
+        )
         return nn.Sequential(parts)
 
 

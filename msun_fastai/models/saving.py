@@ -89,7 +89,9 @@ def load_model_folder(run: Path | str, device: str | torch.device = "cpu") -> Sa
         raise UserError(f"model {file}: no such file") from None
     except (SafetensorError, RuntimeError, OSError) as error:
         first = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"model {file}: does not hold the weights of {config.arch} ({first})") from error
+        raise UserError(
+            f"model {file}: does not hold the weights of {config.arch} ({first})"
+        ) from error
     return SavedModel(model.to(device).eval(), classes, preprocessing)
 
 
@@ -102,7 +104,9 @@ def _read_config(file: Path) -> tuple[NetConfig, list[str], Preprocessing]:
         preprocessing = Preprocessing(**_known(Preprocessing, data["preprocessing"], file))
         classes = data["classes"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: not a model's configuration ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{file}: not a model's configuration ({type(error).__name__}: {error})"
+        ) from error
     if len(classes) != config.n_classes or not all(isinstance(c, str) for c in classes):
         raise UserError(f"{file}: {len(classes)} class names for {config.n_classes} classes")
     check_choice("resize", preprocessing.resize, RESIZE_RULES)

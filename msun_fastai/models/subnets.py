@@ -45,7 +45,7 @@ def make_subnets(shallow: nn.Sequential, family: Family, scales: Sequence[int]) 
     """
     canonical = scales[-1]
     limit = grid_of(shallow, canonical)
-    first: nn.Conv2d = shallow.get_submodule(submodule_key(family.first_conv))
+    first = get_conv(shallow, submodule_key(family.first_conv))
     sizes = kernel_sizes(first.kernel_size[0], len(scales))
     subnets = [
         fit_subnet(shallow, family, scale, scale / canonical, size, limit)
@@ -65,7 +65,7 @@ def fit_subnet(
     """A copy of `shallow` for images of `scale` whose grid is at most `limit`."""
     subnet = copy.deepcopy(shallow)
     key = submodule_key(family.first_conv)
-    subnet.set_submodule(key, shrink_conv(subnet.get_submodule(key), kernel, ratio))
+    subnet.set_submodule(key, shrink_conv(get_conv(subnet, key), kernel, ratio))
     for path in family.reducers:
         trial = copy.deepcopy(subnet)
         drop_reduction(trial, submodule_key(path))
@@ -74,13 +74,21 @@ def fit_subnet(
     return subnet
 
 
+def get_conv(shallow: nn.Sequential, key: str) -> nn.Conv2d:
+    """The convolution at `key`; a family whose row names something else is a mistake in the row."""
+    conv = shallow.get_submodule(key)
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"first_conv {key!r} is a {type(conv).__name__}, not a convolution")
+    return conv
+
+
 def shrink_conv(conv: nn.Conv2d, kernel: int, ratio: float) -> nn.Conv2d:
     """`conv` with a kernel of side `kernel` for views `ratio` times as large, and equal padding."""
     small = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
         kernel,
-        stride=conv.stride,
+        stride=(conv.stride[0], conv.stride[1]),
         padding=int(conv.padding[0]) - (conv.kernel_size[0] - kernel) // 2,
         groups=conv.groups,
         bias=conv.bias is not None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -50,7 +51,9 @@ def imagenet_state(arch: str) -> dict[str, Tensor]:
             f"({reason}); {ADVICE}"
         ) from error
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"ImageNet weights of {arch}: {file} is damaged ({error}); remove it") from error
+        raise UserError(
+            f"ImageNet weights of {arch}: {file} is damaged ({error}); remove it"
+        ) from error
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
@@ -62,7 +65,7 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(file)
+            state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or hostile files fail in the readers in many ways
