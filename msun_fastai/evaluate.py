@@ -14,7 +14,6 @@ from msun_fastai.data.resize import resize_image
 from msun_fastai.data.samples import Sample
 from msun_fastai.models.saving import SavedModel
 from msun_fastai.predict import image_tensor, normalize
-from msun_fastai.scales import route
 
 
 def test_sizes(scales: Sequence[int]) -> tuple[int, ...]:
@@ -64,5 +63,5 @@ def accuracy_by_size(
     return {
         "sizes": list(sizes),
         "accuracy": [n / len(samples) for n in right],
-        "subnet": [route(s, model.scales, model.config.routing) for s in sizes],
+        "subnet": [model.route(s) for s in sizes],
     }

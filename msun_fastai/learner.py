@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fastai.callback.schedule  # noqa: F401  gives Learner fine_tune, fit_one_cycle and lr_find
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
@@ -95,7 +96,7 @@ def msun_learner(
         routing=dls.train.routing,
     )
     model = build_net(config, pretrained, weights)
-    entries = model.scales
+    entries = model.entry_scales
     dls = with_scales(dls, entries, views if len(entries) > 1 else "all")
     add_normalization(dls)
     scale_accuracies = (

@@ -19,7 +19,6 @@ from msun_fastai.data.images import load_image
 from msun_fastai.data.resize import resize_image
 from msun_fastai.errors import ImageError
 from msun_fastai.models.saving import Preprocessing, SavedModel, load_model_folder
-from msun_fastai.scales import route
 
 CHUNK = 8  # batches decoded ahead, so that a chunk has enough images of each scale
 
@@ -95,7 +94,7 @@ class Predictor:
         with ThreadPoolExecutor(self.workers) as pool:
             while chunk := list(islice(remaining, self.bs * CHUNK)):
                 decoded = list(pool.map(self._decode, chunk))
-                for scale in self.saved.model.scales:
+                for scale in self.saved.model.entry_scales:
                     group = [d for d in decoded if d[0].scale == scale]
                     for at in range(0, len(group), self.bs):
                         self._answer(group[at : at + self.bs], top)
@@ -110,8 +109,7 @@ class Predictor:
             return prediction, None
         prediction.width, prediction.height = image.size
         prediction.native_size = min(image.size)
-        model = self.saved.model
-        prediction.scale = route(prediction.native_size, model.scales, model.config.routing)
+        prediction.scale = self.saved.model.route(prediction.native_size)
         return prediction, image_tensor(resize_image(image, prediction.scale))
 
     @torch.no_grad()

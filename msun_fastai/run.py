@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import Learner  # with fit_one_cycle and fine_tune patched in
+from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import default_device, set_seed
 from rich.console import Console
@@ -31,7 +31,7 @@ from msun_fastai.files import write_json, write_text
 from msun_fastai.learner import Consistency, msun_learner, save_learner, saved_model
 from msun_fastai.models.methods import find_method
 from msun_fastai.recipe import Recipe
-from msun_fastai.scales import check_scales, route
+from msun_fastai.scales import check_scales
 
 PACKAGES = ("torch", "torchvision", "fastai", "datasets", "pillow", "safetensors", "numpy")
 
@@ -183,11 +183,11 @@ def measure(
 ) -> dict[str, Any]:
     """What `metrics.json` holds; its keys are documented in `docs/run-folder.md`."""
     saved = saved_model(learn)
-    scales = saved.model.scales
+    scales = saved.model.entry_scales
     with learn.no_logging():
         routed = learn.validate()[1]
     sizes = [native_size(s.image) for s in source.valid]
-    counts = Counter(route(s, scales, saved.model.config.routing) for s in sizes)
+    counts = Counter(saved.model.route(s) for s in sizes)
     by_size = accuracy_by_size(
         saved, source.valid, test_sizes(recipe.model.scales), recipe.train.bs, recipe.data.workers
     )

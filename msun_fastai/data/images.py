@@ -77,8 +77,8 @@ def _checked(size: tuple[int, int], source: Any) -> tuple[int, int]:
         raise ImageError(f"{_name(source)}: an image of {width}x{height} has no pixels")
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{_name(source)}: {width}x{height} is more than the {MAX_PIXELS} pixels that are "
-            "accepted; reduce it first"
+            f"{_name(source)}: {width}x{height} is more than the {MAX_PIXELS} pixels that "
+            "are accepted; reduce it first"
         )
     return size
 
@@ -104,6 +104,8 @@ def _opened(source: str | Path | bytes | bytearray) -> Image.Image:
         raise ImageError(f"{name}: no such file") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name}: not an image that can be read") from None
+    except Image.DecompressionBombError:  # Pillow's own limit is twice ours
+        raise ImageError(f"{name}: more than the {MAX_PIXELS} pixels that are accepted") from None
     # Pillow's readers raise whatever a malformed header leads them to
     except Exception as error:
         raise ImageError(f"{name}: cannot be opened ({_reason(error)})") from error
@@ -158,7 +160,9 @@ def _to_uint8(a: np.ndarray) -> np.ndarray:
         a = np.nan_to_num(a.astype(np.float32), nan=0.0)
         unit = a.size == 0 or float(a.max()) <= 1.0
         return (a * (255 if unit else 1)).round().clip(0, 255).astype(np.uint8)
-    wide = a.dtype in (np.uint16, np.dtype(">u2")) or (a.size and int(a.max()) > 255)
+    wide = a.dtype.kind == "u" and a.dtype.itemsize == 2
+    a = a.astype(np.int64)  # room for the rounding
+    wide = wide or (a.size and int(a.max()) > 255)
     return ((a.clip(0, 65535) + 128) // 257 if wide else a.clip(0, 255)).astype(np.uint8)
 
 
@@ -177,5 +181,5 @@ def image_from_array(source: Any) -> Image.Image:
             "give (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels"
         )
     _checked((a.shape[1], a.shape[0]), "array")
-    a = np.ascontiguousarray(_to_uint8(a.astype(np.int64) if a.dtype == ">u2" else a))
+    a = np.ascontiguousarray(_to_uint8(a))
     return to_rgb(Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a))

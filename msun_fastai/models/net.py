@@ -60,6 +60,7 @@ class MultiScaleNet(nn.Module):
     """Subnets f_i for the scales, one unified network g = head(deep(.)) for all of them (Eq. 4).
 
     `network` is the plain backbone, pretrained or not, whose modules this one takes over.
+    `entry_scales` are the sides at which it takes images: one for methods without subnets.
     """
 
     def __init__(self, config: NetConfig, network: nn.Module):
@@ -67,10 +68,10 @@ class MultiScaleNet(nn.Module):
         family = find_family(config.arch)
         method = find_method(config.method)
         self.config = config
-        self.scales = method.entries(config.scales)
+        self.entry_scales = method.entries(config.scales)
         shallow, self.deep, self.head = split_backbone(network, family, config.blocks)
-        self.subnets = make_subnets(shallow, family, self.scales)
-        own = [grid_of(f, s) for f, s in zip(self.subnets, self.scales)]
+        self.subnets = make_subnets(shallow, family, self.entry_scales)
+        own = [grid_of(f, s) for f, s in zip(self.subnets, self.entry_scales)]
         canonical = config.alignment == "canonical"
         self.grids = [own[-1] if canonical else grid for grid in own]
         self.align = nn.ModuleList(Align(grid) for grid in self.grids)
@@ -91,9 +92,13 @@ class MultiScaleNet(nn.Module):
     def subnet_features(self, view: Tensor) -> Tensor:
         """f_i of the view's scale, on the grid where g takes it: (n, c, h_i, w_i)."""
         view = view.as_subclass(torch.Tensor)
-        scale = route(min(view.shape[-2:]), self.scales, self.config.routing)
-        i = self.scales.index(scale)
+        scale = self.route(min(view.shape[-2:]))
+        i = self.entry_scales.index(scale)
         return self.align[i](self.subnets[i](resize_batch(view, scale)))
+
+    def route(self, size: int) -> int:
+        """The scale at which an image whose shorter side is `size` pixels enters."""
+        return route(size, self.entry_scales, self.config.routing)
 
     def classify(self, features: Tensor) -> Tensor:
         """g: logits (n, classes) from features (n, c, h, w)."""

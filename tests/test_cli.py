@@ -1,0 +1,225 @@
+"""The command line as a user types it: exit codes, one-line errors, tables, JSON, CSV."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msun_fastai.cli import main
+
+SMALL = [
+    *("--arch", "thin_resnet10", "--no-pretrained", "--scales", "16,32,64", "--epochs", "1"),
+    *("--bs", "8", "--device", "cpu", "--set", "data.workers=0"),
+]
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([str(w) for w in words])
+        out = capsys.readouterr()
+        return ended.value.code, out.out, out.err
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path, shapes):
+    """Eight class-less files of many kinds, and the folder that holds them."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, sample in enumerate(shapes.valid[:5]):
+        Image.fromarray(sample.image).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    return folder
+
+
+def test_help_lists_the_verbs(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "finetune" in out
+    assert "predict" in out
+    assert run()[:2] == (code, out)
+
+
+def test_version(run):
+    from msun_fastai import __version__
+
+    assert run("--version") == (0, f"msun-fastai {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["predikt"], "Did you mean"),
+        (["finetune", "--epoch", "3"], "--epochs"),
+        (["finetune", "--epochs", "many"], "valid integer"),
+        (["finetune"], "either --dataset NAME or --data PATH"),
+        (["finetune", "--dataset", "shapes", "--data", "x"], "either --dataset NAME or --data"),
+        (["finetune", "--dataset", "shape"], "did you mean shapes"),
+        (["finetune", "--data", "absent"], "no such folder"),
+        (["finetune", "--dataset", "shapes", "--scales", "64,32"], "write 32,64"),
+        (["finetune", "--dataset", "shapes", "--scales", "big"], "whole numbers"),
+        (["finetune", "--dataset", "shapes", "--method", "msum"], "did you mean msun"),
+        (["finetune", "--dataset", "shapes", "--arch", "resnet19"], "did you mean resnet1"),
+        (["finetune", "--dataset", "shapes", "--weights", "absent.pth"], "no such file"),
+        (["finetune", "--dataset", "shapes", "--limit", "0"], "data.limit"),
+        (["finetune", "--dataset", "shapes", "--set", "train.x=1"], "unknown key 'train.x'"),
+        (["finetune", "--dataset", "shapes", "--set", "train"], "write key=value"),
+        (["finetune", "--recipe", "demoo"], "did you mean demo"),
+        (["finetune", "--recipe", "demo", "--baseline", "msun"], "is the method itself"),
+        (["finetune", "--recipe", "demo", "--device", "tpu9"], "not to be used here"),
+        (["predict", "x.png"], "--model"),
+        (["predict", "x.png", "--model", "absent"], "no such folder"),
+        (["predict", "x.png", "--model", "absent", "--out", "x.xls"], ".csv or .json"),
+        (["predict", "*.nothing", "--model", "absent"], "matches no file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []  # nothing is written before the input is known to be good
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(run):
+    for words in (["--debug", "finetune"], ["finetune", "--debug"]):
+        code, _, err = run(*words)
+        assert code == 2
+        assert "Traceback" in err
+
+
+def test_an_unforeseen_failure_is_one_line_and_exit_code_1(run, monkeypatch):
+    monkeypatch.setattr(
+        "msun_fastai.recipe.load_recipe",
+        lambda name: (_ for _ in ()).throw(RuntimeError("odd\nend")),
+    )
+    code, _, err = run("finetune", "--recipe", "demo")
+    assert code == 1
+    assert err == "msun-fastai: RuntimeError: odd end (--debug shows where)\n"
+
+
+def test_finetune_writes_a_run_folder_that_predicts(run, tmp_path, photos):
+    folder = tmp_path / "run"
+    code, out, _ = run(
+        *("finetune", "--dataset", "shapes", "--limit", 40, *SMALL),
+        *("--baseline", "vanilla", "--run-dir", folder, "--json", tmp_path / "m.json"),
+    )
+    assert code == 0
+    assert "accuracy at each input size (40 validation images)" in out
+    assert "difference" in out
+    assert str(folder) in out
+    assert "msun epoch 1/1" in out  # captured output is no terminal: plain lines
+    assert "\x1b[" not in out
+    names = {"recipe.toml", "environment.json", "history.csv", "metrics.json", "model"}
+    assert {p.name for p in folder.iterdir()} == {*names, "baseline"}
+    assert {p.name for p in (folder / "baseline").iterdir()} == names
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert json.loads((tmp_path / "m.json").read_text()) == {"run": str(folder), **metrics}
+    assert metrics["sizes"] == [16, 24, 32, 48, 64]
+    assert sum(metrics["routing"].values()) == metrics["valid_images"] == 40
+    assert metrics["baseline"]["method"] == "vanilla"
+    assert metrics["baseline"]["routing"] == {"64": 40}
+    history = list(csv.DictReader((folder / "history.csv").open()))
+    assert [row["epoch"] for row in history] == ["0"]
+    assert {"train_loss", "valid_loss", "accuracy", "acc_16", "ce", "si"} < set(history[0])
+
+    code, out, _ = run("predict", "--model", folder, photos / "0.png")
+    assert code == 0
+    again = run("finetune", "--dataset", "shapes", *SMALL, "--run-dir", folder)
+    assert again[0] == 2
+    assert "exists and is not empty" in again[2]
+
+
+def test_same_command_same_weights(run, tmp_path):
+    words = ("finetune", "--dataset", "shapes", "--limit", 30, *SMALL, "--run-dir")
+    for name in ("a", "b"):
+        assert run(*words, tmp_path / name)[0] == 0
+    a, b = (tmp_path / n / "model" / "model.safetensors" for n in ("a", "b"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_predict_writes_a_row_for_every_image_in_order(run, saved_run, photos, tmp_path):
+    words = ("predict", "--model", saved_run, photos / "3.png", photos, photos / "absent.png")
+    for kind in ("csv", "json"):
+        code, out, _ = run(*words, "--out", tmp_path / f"x.{kind}", "--top", 2)
+        assert code == 1
+        assert "2 of 8 images could not be read" in out
+    rows = json.loads((tmp_path / "x.json").read_text())
+    names = [r["path"].rpartition("/")[2] for r in rows]
+    assert names == [
+        *("3.png", "0.png", "1.png", "2.png", "3.png", "4.png", "broken.jpg", "absent.png"),
+    ]
+    table = list(csv.DictReader((tmp_path / "x.csv").open()))
+    for row, line in zip(rows, table, strict=True):
+        assert list(line) == [
+            *("path", "width", "height", "native_size", "scale", "label", "probability"),
+            *("top", "error"),
+        ]
+        assert line["path"] == row["path"]
+        assert json.loads(line["top"]) == row["top"]
+        assert (row["label"] is None) == (row["error"] is not None)
+    assert "not an image" in rows[6]["error"]
+    assert "no such file" in rows[7]["error"]
+    assert rows[0]["probability"] == pytest.approx(rows[4]["probability"], abs=1e-5)
+
+
+def test_json_on_standard_output_is_alone_there(run, saved_run, photos):
+    code, out, err = run("predict", "--model", saved_run, photos / "0.png", "--json", "-")
+    assert code == 0
+    (row,) = json.loads(out)
+    assert row["path"].endswith("0.png")
+    assert "0.png" in err.replace("\n", "")
+
+
+def test_predict_on_hostile_images(run, saved_run, tmp_path):
+    """Issue list: shapes, modes, rotation, and files that are none."""
+    good = {
+        "1x1.png": Image.new("RGB", (1, 1)),
+        "1x4000.png": Image.new("RGB", (1, 4000)),
+        "8000x10.png": Image.new("RGB", (8000, 10)),
+        **{f"{m}.png": Image.new(m, (40, 30)) for m in ("1", "L", "LA", "P", "RGBA")},
+        "CMYK.tif": Image.new("CMYK", (40, 30)),
+        "I16.png": Image.fromarray(np.full((30, 40), 40_000, np.uint16)),
+    }
+    for name, image in good.items():
+        image.save(tmp_path / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("hello")
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    names = [*good, "turned.jpg", "empty.png", "text.jpg", "cut.jpg"]
+    code, out, _ = run(
+        "predict", "--model", saved_run, *(tmp_path / n for n in names), "--json", "-"
+    )
+    assert code == 1
+    rows = dict(zip(names, json.loads(out), strict=True))
+    assert all(row["path"].endswith(name) for name, row in rows.items())
+    assert {n for n, row in rows.items() if row["error"]} == {"empty.png", "text.jpg", "cut.jpg"}
+    assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (30, 40)
+    assert (rows["1x4000.png"]["native_size"], rows["1x4000.png"]["scale"]) == (1, 16)
+    assert "empty" in rows["empty.png"]["error"]
+    assert "truncated" in rows["cut.jpg"]["error"]
+
+
+def test_it_runs_as_a_module():
+    out = subprocess.run(
+        [sys.executable, "-m", "msun_fastai", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.startswith("msun-fastai ")

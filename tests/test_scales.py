@@ -1,0 +1,76 @@
+"""Scales, routing and views policies against tables made by hand."""
+
+import pytest
+
+from msun_fastai.errors import UserError
+from msun_fastai.scales import check_scales, route, sweep_sizes, target_scale, view_scales
+
+SCALES = (32, 128, 224)
+# size: (nearest, up); 80 and 176 lie halfway between two scales
+TABLE = {
+    1: (32, 32),
+    32: (32, 32),
+    33: (32, 128),
+    79: (32, 128),
+    80: (32, 128),
+    81: (128, 128),
+    128: (128, 128),
+    129: (128, 224),
+    176: (128, 224),
+    177: (224, 224),
+    224: (224, 224),
+    4000: (224, 224),
+}
+
+
+@pytest.mark.parametrize(("size", "expected"), TABLE.items())
+def test_routing_table(size, expected):
+    assert (route(size, SCALES, "nearest"), route(size, SCALES, "up")) == expected
+
+
+def test_every_scale_is_routed_to_itself():
+    for rule in ("nearest", "up"):
+        assert [route(s, SCALES, rule) for s in SCALES] == list(SCALES)
+
+
+@pytest.mark.parametrize(
+    ("views", "size", "target", "made"),
+    [
+        ("all", 40, 224, (32, 128, 224)),
+        ("native", 40, 32, (32,)),
+        ("native", 500, 224, (224,)),
+        ("down", 40, 32, (32,)),
+        ("down", 130, 128, (32, 128)),
+        ("down", 500, 224, (32, 128, 224)),
+    ],
+)
+def test_views_policies(views, size, target, made):
+    assert target_scale(size, SCALES, views) == target
+    assert view_scales(target, SCALES, views) == made
+
+
+@pytest.mark.parametrize(
+    ("scales", "says"),
+    [
+        ([], "none given"),
+        ([64, 32], "write 32,64"),
+        ([32, 32], "not ascending"),
+        ([0, 32], "at least 1"),
+        ([16.5], "whole number"),
+    ],
+)
+def test_bad_scales(scales, says):
+    with pytest.raises(UserError, match=says):
+        check_scales(scales)
+
+
+def test_unknown_choices_name_what_is_near():
+    with pytest.raises(UserError, match="did you mean nearest"):
+        route(10, SCALES, "neerest")
+    with pytest.raises(UserError, match="did you mean native"):
+        view_scales(32, SCALES, "nativ")
+
+
+def test_sweep_is_the_papers():
+    assert sweep_sizes(32, 224) == tuple(range(32, 225, 16))
+    assert sweep_sizes(16, 16) == (16,)

@@ -1,0 +1,216 @@
+"""Folders, tables, mirrors and names: what is found, and what is said when it is not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from msun_fastai.data.folders import source_from_csv, source_from_folder, source_from_table
+from msun_fastai.data.inputs import expand_paths
+from msun_fastai.data.samples import Sample, make_source, stratified_split, take_evenly
+from msun_fastai.data.sources import source_from_name, source_from_path
+from msun_fastai.errors import UserError
+
+
+def put(folder, *names):
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30), "red").save(file)
+    return folder
+
+
+def names(samples):
+    return sorted(f"{s.label}/{s.image.name}" for s in samples)
+
+
+@pytest.mark.parametrize("valid", ["valid", "val", "test"])
+def test_train_and_valid_folders(tmp_path, valid):
+    put(tmp_path, "train/cat/a.jpg", "train/dog/deep/er/b.png", f"{valid}/cat/c.jpg")
+    source = source_from_folder(tmp_path)
+    assert (names(source.train), names(source.valid)) == (["cat/a.jpg", "dog/b.png"], ["cat/c.jpg"])
+    assert source.classes == ["cat", "dog"]
+
+
+def test_class_folders_are_split_by_seed_and_stratified(tmp_path):
+    put(tmp_path, *(f"{c}/{i}.png" for c in ("cat", "dog") for i in range(10)))
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    put(tmp_path, ".hidden/x.png", "cat/.thumb/y.png")
+    a, again, other = (source_from_folder(tmp_path, 0.3, seed) for seed in (1, 1, 2))
+    assert (len(a.train), len(a.valid)) == (14, 6)
+    assert names(a.valid) == names(again.valid) != names(other.valid)
+    assert [s.label for s in a.valid].count("cat") == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ((), "no class folders"),
+        (("a.jpg",), "images, but no class folders"),
+        (("train/cat/a.jpg", "train/dog/a.jpg", "valid/fox/a.jpg"), "class 'fox'|label 'fox'"),
+        (("cat/a.jpg", "cat/b.jpg"), "one class only"),
+    ],
+)
+def test_folders_that_cannot_be_used(tmp_path, files, says):
+    put(tmp_path, *files)
+    with pytest.raises(UserError, match=says):
+        source_from_folder(tmp_path)
+
+
+def test_class_with_no_images_and_missing_folder(tmp_path):
+    put(tmp_path, "cat/a.jpg", "cat/b.jpg")
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(UserError, match="class 'dog' has no images"):
+        source_from_folder(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        source_from_path(tmp_path / "absent")
+
+
+def test_csv_with_and_without_a_split(tmp_path):
+    put(tmp_path, "i/a.png", "i/b.png", "i/c.png", "i/d.png")
+    table = pd.DataFrame(
+        {"path": ["i/a.png", "i/b.png", "i/c.png", "i/d.png"], "label": [1, 2, 1, 2]}
+    )
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    source = source_from_path(tmp_path / "labels.csv", valid_fraction=0.5)
+    assert (len(source.train), len(source.valid), source.classes) == (2, 2, ["1", "2"])
+    table["split"] = ["train", "train", "valid", "train"]
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    assert names(source_from_csv(tmp_path / "labels.csv").valid) == ["1/c.png"]
+    table["split"] = [False, False, True, False]
+    assert names(source_from_table(table, tmp_path, split_column="split").valid) == ["1/c.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not a CSV"),
+        ("path,label\n", "no rows"),
+        ("photo,label\nx,1\n", "which column holds the paths"),
+        ("path,label\nabsent.png,1\n", "row 1.*no such file"),
+        ("path,label\na.png,\n", "row 1: no label"),
+        ("path,label,split\na.png,1,maybe\n", "row 1: split 'maybe'"),
+        ("path,label\na.png,1\na.png,1\n", "one class only"),
+    ],
+)
+def test_csv_that_cannot_be_used(tmp_path, text, says):
+    put(tmp_path, "a.png")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=says):
+        source_from_csv(tmp_path / "labels.csv")
+
+
+def test_split_and_limit_keep_every_class():
+    samples = [Sample(i, label) for i, label in enumerate("a" * 50 + "b" * 2 + "c")]
+    train, valid = stratified_split(samples, 0.2, seed=0)
+    assert {s.label for s in train} == {"a", "b", "c"}
+    assert sorted(s.label for s in valid) == ["a"] * 10 + ["b"]
+    assert {s.label for s in take_evenly(samples, 3, 0)} == {"a", "b", "c"}
+    assert len(take_evenly(samples, 500, 0)) == 53
+    assert len({s.image for s in take_evenly(samples, 20, 0)}) == 20
+
+
+def test_limit_of_a_source():
+    samples = [Sample(i, label) for i, label in enumerate("abcabcabc")]
+    source = make_source("x", samples, samples)
+    limited = source.limited(4)
+    assert (len(limited.train), len(limited.valid), limited.classes) == (4, 4, ["a", "b", "c"])
+    with pytest.raises(UserError, match="at least 1"):
+        source.limited(0)
+
+
+def mirror(folder, split, labels, classes, image="image", label="label"):
+    """A Parquet file as the hub has it, with one small image per label."""
+    import io
+
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    rows = {image: [], label: labels}
+    for code in labels:
+        out = io.BytesIO()
+        Image.new("RGB", (20 + code, 50), "blue").save(out, "PNG")
+        rows[image].append({"bytes": out.getvalue(), "path": None})
+    features = Features({image: ImageFeature(), label: ClassLabel(names=classes)})
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    file = folder / "data" / f"{split}-00000-of-00001.parquet"
+    Dataset.from_dict(rows, features=features).to_parquet(file)
+
+
+def test_mirror_of_a_hub_dataset(tmp_path):
+    for name, image in (("cifar10", "img"), ("cifar100", "picture")):
+        mirror(tmp_path / name, "train", [0, 1, 1], ["cat", "dog"], image)
+        mirror(tmp_path / name, "test", [1], ["cat", "dog"], image)
+        source = source_from_name(name, tmp_path)
+        assert [s.label for s in source.train] == ["cat", "dog", "dog"]
+        assert Image.open(__import__("io").BytesIO(source.valid[0].image.open_bytes())).width == 21
+
+
+def test_mirror_reads_from_the_environment_and_needs_no_catalogue_entry(tmp_path, monkeypatch):
+    mirror(tmp_path / "mine", "train", [0, 1], ["cat", "dog"])
+    mirror(tmp_path / "mine", "validation", [1], ["cat", "dog"])
+    monkeypatch.setenv("MSUN_DATA_ROOT", str(tmp_path))
+    assert source_from_name("mine").classes == ["cat", "dog"]
+    with pytest.raises(UserError, match="did you mean mine"):
+        source_from_name("mime")
+
+
+def test_mirrors_that_cannot_be_used(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="not a dataset in the hub's layout"):
+        source_from_name("empty", tmp_path)
+    mirror(tmp_path / "half", "train", [0, 1], ["cat", "dog"])
+    with pytest.raises(UserError, match=r"no split test .*it has train"):
+        source_from_name("half", tmp_path)
+    mirror(tmp_path / "half", "test", [0, 1], ["cat", "fox"])
+    with pytest.raises(UserError, match="different classes"):
+        source_from_name("half", tmp_path)
+
+
+def test_names_that_lead_nowhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("MSUN_DATA_ROOT", raising=False)
+    with pytest.raises(UserError, match="did you mean stanford_cars"):
+        source_from_name("stanford_car")
+    with pytest.raises(UserError, match="--data-root DIR or set MSUN_DATA_ROOT"):
+        source_from_name("stanford_cars")
+    with pytest.raises(UserError, match="does not exist"):
+        source_from_name("stanford_cars", tmp_path)
+    with pytest.raises(UserError, match="unknown"):
+        source_from_name("../half", tmp_path)
+
+
+def test_real_mirrors(real_data):
+    cars = source_from_name("stanford_cars", real_data)
+    assert (len(cars.train), len(cars.valid), len(cars.classes)) == (588, 196, 196)
+    caltech = source_from_name("caltech101", real_data)
+    assert (len(caltech.train), len(caltech.valid), len(caltech.classes)) == (1515, 808, 101)
+
+
+def test_shapes_is_seeded_and_mixed(shapes):
+    from msun_fastai.data.shapes import CLASSES, shapes_source
+
+    again, other = shapes_source(80, 41, seed=7), shapes_source(80, 41, seed=8)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(shapes.train, again.train))
+    assert not np.array_equal(shapes.train[0].image, other.train[0].image)
+    assert not np.array_equal(shapes.train[0].image, shapes.valid[0].image)
+    sides = [min(s.image.shape[:2]) for s in shapes.train]
+    assert 16 <= min(sides) < 32 < 128 < max(sides) <= 256
+    assert [s.label for s in shapes.train].count("plain disc") == 8
+    assert len(CLASSES) >= 8
+
+
+def test_inputs_of_the_command_line(tmp_path, monkeypatch):
+    put(tmp_path, "a/1.png", "a/b/2.jpg", "c.png", "odd[1].png")
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+
+    def found(*words):
+        return [p.as_posix() for p in expand_paths(words)]
+
+    assert found("c.png", "a") == ["c.png", "a/1.png", "a/b/2.jpg"]
+    assert found("**/*.png", "absent.png") == ["a/1.png", "c.png", "odd[1].png", "absent.png"]
+    assert found("odd[1].png") == ["odd[1].png"]
+    (tmp_path / "none").mkdir()
+    for word, says in (("none", "no image files"), ("*.bmp", "matches no file")):
+        with pytest.raises(UserError, match=says):
+            expand_paths([word])
