@@ -23,15 +23,18 @@ from msun_fastai import __version__
 from msun_fastai.callbacks.console import ConsoleProgress, History
 from msun_fastai.data.images import native_size
 from msun_fastai.data.loaders import NativeImageDataLoaders
+from msun_fastai.data.resize import AUGMENTATIONS
 from msun_fastai.data.samples import Source
 from msun_fastai.data.sources import source_from_name, source_from_path
 from msun_fastai.errors import UserError
 from msun_fastai.evaluate import accuracy_by_size, test_sizes
 from msun_fastai.files import write_json, write_text
 from msun_fastai.learner import Consistency, msun_learner, save_learner, saved_model
+from msun_fastai.losses import DISTANCES
 from msun_fastai.models.methods import find_method
+from msun_fastai.models.net import NetConfig
 from msun_fastai.recipe import Recipe
-from msun_fastai.scales import check_scales
+from msun_fastai.scales import VIEWS, check_choice, check_scales
 
 PACKAGES = ("torch", "torchvision", "fastai", "datasets", "pillow", "safetensors", "numpy")
 
@@ -50,28 +53,45 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
     Everything that can be wrong with the input is checked before anything is written or trained.
     Raises `UserError`.
     """
+    check_choices(recipe, run_dir)
     source = load_source(recipe)
-    learners = {m: make_learner(recipe, source, m) for m in _methods(recipe)}
+    # the first Learner before the folder: its weights or its data may turn out to be missing
+    learn = make_learner(recipe, source, recipe.model.method)
     folder = new_run_folder(recipe, source, run_dir)
-    first, *others = learners
     console.print(f"run folder {folder}", highlight=False, soft_wrap=True)
-    metrics = train_one(recipe, source, learners[first], first, folder, console)
-    for method in others:
-        # a Learner made earlier would start from another state of the random generators
-        learn = make_learner(recipe, source, method)
-        metrics["baseline"] = train_one(recipe, source, learn, method, folder / "baseline", console)
-    write_json(folder / "metrics.json", metrics)
+    metrics = train_one(recipe, source, learn, recipe.model.method, folder, console)
+    if recipe.baseline is not None:
+        learn = make_learner(recipe, source, recipe.baseline)
+        baseline = train_one(recipe, source, learn, recipe.baseline, folder / "baseline", console)
+        metrics["baseline"] = baseline
+        write_json(folder / "metrics.json", metrics)
     return RunResult(folder, metrics)
 
 
-def _methods(recipe: Recipe) -> list[str]:
-    methods = [recipe.model.method]
+def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
+    """Raise `UserError` for whatever is wrong with the recipe before its data are looked at."""
+    model = recipe.model
+    options = model.model_dump(exclude={"pretrained", "weights"})
+    NetConfig(n_classes=2, **{**options, "scales": check_scales(model.scales)})
+    Consistency(**recipe.consistency.model_dump())
+    check_choice("distance", recipe.consistency.distance, DISTANCES)
+    check_choice("views", recipe.train.views, VIEWS)
+    check_choice("augment", recipe.data.augment, AUGMENTATIONS)
+    pick_device(recipe.train.device)
+    if model.weights is not None and not Path(model.weights).is_file():
+        raise UserError(f"weights {model.weights}: no such file")
     if recipe.baseline is not None:
         find_method(recipe.baseline)
-        if recipe.baseline == recipe.model.method:
+        if recipe.baseline == model.method:
             raise UserError(f"baseline: {recipe.baseline} is the method itself; name another")
-        methods.append(recipe.baseline)
-    return methods
+    if run_dir is not None and Path(run_dir).exists():
+        check_empty(Path(run_dir))
+
+
+def check_empty(folder: Path) -> None:
+    """Raise `UserError` where a run would be written over something."""
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UserError(f"run folder {folder}: exists and is not empty; name another")
 
 
 def load_source(recipe: Recipe) -> Source:
@@ -142,8 +162,6 @@ def new_run_folder(recipe: Recipe, source: Source, run_dir: Path | str | None) -
     """A folder that is empty or new: `run_dir`, or `runs/<data>-<method>-<time>`."""
     if run_dir is not None:
         folder = Path(run_dir)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"run folder {folder}: exists and is not empty; name another")
     else:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         base = Path("runs") / f"{source.name}-{recipe.model.method}-{stamp}"

@@ -160,9 +160,9 @@ def _to_uint8(a: np.ndarray) -> np.ndarray:
         a = np.nan_to_num(a.astype(np.float32), nan=0.0)
         unit = a.size == 0 or float(a.max()) <= 1.0
         return (a * (255 if unit else 1)).round().clip(0, 255).astype(np.uint8)
-    wide = a.dtype.kind == "u" and a.dtype.itemsize == 2
+    two_bytes = a.dtype.kind == "u" and a.dtype.itemsize == 2
     a = a.astype(np.int64)  # room for the rounding
-    wide = wide or (a.size and int(a.max()) > 255)
+    wide = two_bytes or (a.size > 0 and int(a.max()) > 255)
     return ((a.clip(0, 65535) + 128) // 257 if wide else a.clip(0, 255)).astype(np.uint8)
 
 
