@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
+        if message.startswith("Caught "):
+            # torch raises a worker process's error again with its traceback for a message; the
+            # last line is what the worker said
+            message = message.rstrip().splitlines()[-1].partition(": ")[2]
         super().__init__(" ".join(message.split()))
 
 

@@ -22,7 +22,7 @@ from msun_fastai.models.methods import find_method
 from msun_fastai.models.net import MultiScaleNet, NetConfig, param_groups
 from msun_fastai.models.saving import Preprocessing, SavedModel, save_model_folder
 from msun_fastai.models.weights import IMAGENET_STATS, build_net
-from msun_fastai.scales import check_choice, sweep_sizes
+from msun_fastai.scales import VIEWS, check_choice, sweep_sizes
 
 CONSISTENCIES = ("si", "none")
 
@@ -62,7 +62,7 @@ def msun_learner(
     method: str = "msun",
     blocks: int = 1,
     alignment: str = "canonical",
-    views: str = "all",
+    views: str | None = None,
     consistency: Consistency = Consistency(),
     pretrained: bool = True,
     weights: Path | str | None = None,
@@ -77,10 +77,11 @@ def msun_learner(
 
     arch: a torchvision builder or its name. method: `msun`, `mst` or `vanilla`; the scales and the
     routing are those of `dls`, of which `mst` and `vanilla` use the canonical scale alone. blocks:
-    k of Bk. views: policy `all`, `native` or `down`. weights: a state-dict file instead of
-    torchvision's. n_out: number of classes, from `dls` by default. scale_metrics: show the
-    accuracy at each scale while training. `learner_options` go to `Learner`. A pretrained model
-    comes frozen up to its head, as fastai's learners do. Raises `UserError`.
+    k of Bk. views: policy `all`, `native` or `down`, that of `dls` by default. weights: a
+    state-dict file instead of torchvision's. n_out: number of classes, from `dls` by default.
+    scale_metrics: show the accuracy at each scale while training. `learner_options` go to
+    `Learner`. A pretrained model comes frozen up to its head, as fastai's learners do. Raises
+    `UserError`.
     """
     if not isinstance(dls.train, NativeDL):
         raise UserError(
@@ -97,7 +98,8 @@ def msun_learner(
     )
     model = build_net(config, pretrained, weights)
     entries = model.entry_scales
-    dls = with_scales(dls, entries, views if len(entries) > 1 else "all")
+    views = check_choice("views", views or dls.train.views, VIEWS) if len(entries) > 1 else "all"
+    dls = with_scales(dls, entries, views)
     add_normalization(dls)
     scale_accuracies = (
         [ScaleAccuracy(s) for s in entries] if scale_metrics and len(entries) > 1 else []

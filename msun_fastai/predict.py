@@ -17,6 +17,7 @@ from torch import Tensor
 
 from msun_fastai.data.images import load_image
 from msun_fastai.data.resize import resize_image
+from msun_fastai.devices import pick_device
 from msun_fastai.errors import ImageError
 from msun_fastai.models.saving import Preprocessing, SavedModel, load_model_folder
 
@@ -73,9 +74,9 @@ class Predictor:
         self.workers = workers or min(8, os.cpu_count() or 1)
 
     @classmethod
-    def from_run(cls, run: Path | str, device: str = "cpu", **options: Any) -> Predictor:
-        """The model of a run folder or model folder."""
-        return cls(load_model_folder(run, device), **options)
+    def from_run(cls, run: Path | str, device: str | None = None, **options: Any) -> Predictor:
+        """The model of a run folder or model folder, on `device` or the best there is."""
+        return cls(load_model_folder(run, pick_device(device)), **options)
 
     def predict_one(self, source: Any, top: int = 5) -> Prediction:
         """One image: a path, bytes, Pillow image, array or tensor. Raises `ImageError`."""

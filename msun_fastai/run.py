@@ -16,7 +16,7 @@ import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.metrics import accuracy
-from fastai.torch_core import default_device, set_seed
+from fastai.torch_core import set_seed
 from rich.console import Console
 
 from msun_fastai import __version__
@@ -26,6 +26,7 @@ from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.resize import AUGMENTATIONS
 from msun_fastai.data.samples import Source
 from msun_fastai.data.sources import source_from_name, source_from_path
+from msun_fastai.devices import pick_device
 from msun_fastai.errors import UserError
 from msun_fastai.evaluate import accuracy_by_size, test_sizes
 from msun_fastai.files import write_json, write_text
@@ -55,6 +56,8 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
     """
     check_choices(recipe, run_dir)
     source = load_source(recipe)
+    for sample in source.train + source.valid:
+        native_size(sample.image)  # names a file whose header cannot be read
     # the first Learner before the folder: its weights or its data may turn out to be missing
     learn = make_learner(recipe, source, recipe.model.method)
     folder = new_run_folder(recipe, source, run_dir)
@@ -104,19 +107,6 @@ def load_source(recipe: Recipe) -> Source:
     else:
         source = source_from_path(str(data.path), data.valid_fraction, seed)
     return source.limited(data.limit, seed)
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best there is. Raises `UserError` for one that is not."""
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"device {name!r}: not to be used here ({first})") from error
-    return device
 
 
 def make_learner(recipe: Recipe, source: Source, method: str) -> Learner:

@@ -215,6 +215,30 @@ def test_predict_on_hostile_images(run, saved_run, tmp_path):
     assert "truncated" in rows["cut.jpg"]["error"]
 
 
+@pytest.mark.parametrize(
+    ("data", "says"), [(b"no image", "not an image"), (None, "cannot be decoded")]
+)
+def test_a_bad_training_image_is_named(run, tmp_path, photos, data, says):
+    """A bad header before anything is written; a truncated file from within a worker process."""
+    (photos / "broken.jpg").unlink()
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(5):
+            target = tmp_path / "data" / label / f"{i}.png"
+            target.write_bytes((photos / f"{i}.png").read_bytes())
+    bad = tmp_path / "data" / "cat" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:-300] if data is None else data)
+    options = [*SMALL, "--set", "data.workers=2", "--set", "data.valid_fraction=0.2"]
+    code, _, err = run(
+        "finetune", "--data", tmp_path / "data", *options, "--run-dir", tmp_path / "r"
+    )
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.startswith(f"msun-fastai: {bad}: ")
+    assert says in err
+    assert (tmp_path / "r").exists() == (data is None)
+
+
 def test_it_runs_as_a_module():
     out = subprocess.run(
         [sys.executable, "-m", "msun_fastai", "--version"],

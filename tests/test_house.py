@@ -12,7 +12,7 @@ PACKAGE = Path(msun_fastai.__file__).parent
 FLOORS = [
     ("errors", "__init__"),
     ("scales", "files"),
-    ("views", "losses", "recipe"),
+    ("views", "losses", "recipe", "devices"),
     ("data",),
     ("models",),
     ("callbacks",),

@@ -34,7 +34,9 @@ def predict(
     ] = None,
     top: Annotated[int, typer.Option(help="How many classes to list.", min=1)] = 5,
     bs: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")
+    ] = None,
     json_file: Annotated[
         str | None,
         typer.Option("--json", help="Write the rows as JSON to this file; - for standard output."),

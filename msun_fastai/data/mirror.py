@@ -11,6 +11,8 @@ from msun_fastai.data.folders import TRAIN_NAMES, VALID_NAMES
 from msun_fastai.data.samples import Sample, Source, make_source
 from msun_fastai.errors import UserError
 
+IN_MEMORY = 2**30  # bytes of Parquet files up to which a split is kept in memory
+
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
@@ -74,8 +76,9 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    # the Parquet reader copies into a cache; in memory it needs no writable place and is faster
-    table = Dataset.from_parquet(files, keep_in_memory=True)
+    # the reader copies Parquet into a cache on disk; a small dataset needs none
+    small = sum(Path(file).stat().st_size for file in files) < IN_MEMORY
+    table = Dataset.from_parquet(files, keep_in_memory=small)
     image = _column(table, entry.image, Image, where)
     label = _column(table, entry.label, ClassLabel, where)
     classes = table.features[label].names
