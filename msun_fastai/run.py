@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from rich.console import Console
 
-from msun_fastai import __version__
 from msun_fastai.callbacks.console import ConsoleProgress, History
 from msun_fastai.data.images import native_size
 from msun_fastai.data.loaders import NativeImageDataLoaders
@@ -35,9 +29,8 @@ from msun_fastai.losses import DISTANCES
 from msun_fastai.models.methods import find_method
 from msun_fastai.models.net import NetConfig
 from msun_fastai.recipe import Recipe
+from msun_fastai.runfolder import check_empty, environment, new_run_folder
 from msun_fastai.scales import VIEWS, check_choice, check_scales
-
-PACKAGES = ("torch", "torchvision", "fastai", "datasets", "pillow", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
         native_size(sample.image)  # names a file whose header cannot be read
     # the first Learner before the folder: its weights or its data may turn out to be missing
     learn = make_learner(recipe, source, recipe.model.method)
-    folder = new_run_folder(recipe, source, run_dir)
+    folder = new_run_folder(f"{source.name}-{recipe.model.method}", run_dir)
     console.print(f"run folder {folder}", highlight=False, soft_wrap=True)
     metrics = train_one(recipe, source, learn, recipe.model.method, folder, console)
     if recipe.baseline is not None:
@@ -89,12 +82,6 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
             raise UserError(f"baseline: {recipe.baseline} is the method itself; name another")
     if run_dir is not None and Path(run_dir).exists():
         check_empty(Path(run_dir))
-
-
-def check_empty(folder: Path) -> None:
-    """Raise `UserError` where a run would be written over something."""
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise UserError(f"run folder {folder}: exists and is not empty; name another")
 
 
 def load_source(recipe: Recipe) -> Source:
@@ -148,29 +135,13 @@ def _silent(row: Any) -> None:
     """In place of fastai's printing of each epoch; `ConsoleProgress` shows it."""
 
 
-def new_run_folder(recipe: Recipe, source: Source, run_dir: Path | str | None) -> Path:
-    """A folder that is empty or new: `run_dir`, or `runs/<data>-<method>-<time>`."""
-    if run_dir is not None:
-        folder = Path(run_dir)
-    else:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        base = Path("runs") / f"{source.name}-{recipe.model.method}-{stamp}"
-        names = (base.with_name(f"{base.name}-{n}" if n else base.name) for n in range(1000))
-        folder = next(f for f in names if not f.exists())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run folder {folder}: cannot be made ({error.strerror})") from error
-    return folder
-
-
 def train_one(
     recipe: Recipe, source: Source, learn: Learner, method: str, folder: Path, console: Console
 ) -> dict[str, Any]:
     """Train one Learner and write its folder; returns its metrics."""
     resolved = recipe.with_values({"model.method": method, "baseline": None}, "run")
     write_text(folder / "recipe.toml", resolved.to_toml())
-    write_json(folder / "environment.json", environment(learn))
+    write_json(folder / "environment.json", environment(learn.dls.device))
     train = recipe.train
     started = time.perf_counter()
     with ConsoleProgress(console, method) as progress:
@@ -212,18 +183,4 @@ def measure(
         "native_accuracy": routed,
         "routing": {str(s): counts[s] for s in scales},
         **by_size,
-    }
-
-
-def environment(learn: Learner) -> dict[str, Any]:
-    """Versions, device and time: what else a figure depends on."""
-    return {
-        "msun_fastai": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "device": str(learn.dls.device),
-        "threads": torch.get_num_threads(),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "arguments": sys.argv[1:],
     }

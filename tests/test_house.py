@@ -17,7 +17,7 @@ FLOORS = [
     ("models",),
     ("callbacks",),
     ("predict",),
-    ("learner", "evaluate"),
+    ("learner", "evaluate", "runfolder"),
     ("all", "run"),
     ("cli",),
     ("__main__",),
