@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -10,6 +11,10 @@ from msun_fastai.errors import UserError
 
 # raised by torchvision's own import, about nothing that a user of the command line can change
 warnings.filterwarnings("ignore", message=r".*torch\.jit")
+
+# PyTorch's threads on a CPU wait for each other by spinning; if another process wants the same
+# core (a data loader worker is enough) a step takes ten times as long. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
