@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -13,11 +14,15 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
-        if message.startswith("Caught "):
+        if re.match(r"Caught \w+ in DataLoader worker process", message):
             # torch raises a worker process's error again with its traceback for a message; the
             # last line is what the worker said
             message = message.rstrip().splitlines()[-1].partition(": ")[2]
-        super().__init__(" ".join(message.split()))
+        super().__init__(" ".join(message.splitlines()))
+
+
+class TrainingError(Exception):
+    """Training that failed for a reason worth a line of its own; exit code 1."""
 
 
 class ImageError(UserError):

@@ -12,6 +12,8 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner
+from fastcore.foundation import L
+from torchvision.models import WeightsEnum
 
 from msun_fastai.callbacks.consistency import ScaleInvariance
 from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy, TermLogger
@@ -65,7 +67,7 @@ def msun_learner(
     views: str | None = None,
     consistency: Consistency = Consistency(),
     pretrained: bool = True,
-    weights: Path | str | None = None,
+    weights: Path | str | WeightsEnum | None = None,
     n_out: int | None = None,
     scale_metrics: bool = True,
     metrics: Any = None,
@@ -78,10 +80,10 @@ def msun_learner(
     arch: a torchvision builder or its name. method: `msun`, `mst` or `vanilla`; the scales and the
     routing are those of `dls`, of which `mst` and `vanilla` use the canonical scale alone. blocks:
     k of Bk. views: policy `all`, `native` or `down`, that of `dls` by default. weights: a
-    state-dict file instead of torchvision's. n_out: number of classes, from `dls` by default.
-    scale_metrics: show the accuracy at each scale while training. `learner_options` go to
-    `Learner`. A pretrained model comes frozen up to its head, as fastai's learners do. Raises
-    `UserError`.
+    state-dict file or one of torchvision's enum, instead of its default. n_out: number of classes,
+    from `dls` by default. scale_metrics: show the accuracy at each scale while training.
+    `learner_options` go to `Learner`. A pretrained model comes frozen up to its head, as fastai's
+    learners do. Raises `UserError`.
     """
     if not isinstance(dls.train, NativeDL):
         raise UserError(
@@ -104,12 +106,11 @@ def msun_learner(
     scale_accuracies = (
         [ScaleAccuracy(s) for s in entries] if scale_metrics and len(entries) > 1 else []
     )
-    given = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics] if metrics else []
     learn = Learner(
         dls,
         model,
-        metrics=[*given, *scale_accuracies],
-        cbs=[*msun_cbs(config, views, consistency), *(cbs or [])],
+        metrics=[*L(metrics), *scale_accuracies],
+        cbs=[*msun_cbs(config, views, consistency), *L(cbs)],
         splitter=splitter,
         **learner_options,
     )
@@ -121,7 +122,9 @@ def msun_learner(
 def add_normalization(dls: DataLoaders) -> None:
     """Normalise batches with ImageNet's mean and standard deviation, unless `dls` do already."""
     if not any(isinstance(t, Normalize) for t in dls.train.after_batch.fs):
-        dls.add_tfms([Normalize.from_stats(*IMAGENET_STATS)], "after_batch")
+        # made on the CPU and moved to the loaders' device, which may not be fastai's default one
+        dls.add_tfms([Normalize.from_stats(*IMAGENET_STATS, cuda=False)], "after_batch")
+        dls.to(dls.device)
 
 
 def saved_model(learn: Learner) -> SavedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from msun_fastai.data.resize import AUGMENTATIONS
 from msun_fastai.data.samples import Source
 from msun_fastai.data.sources import source_from_name, source_from_path
 from msun_fastai.devices import pick_device
-from msun_fastai.errors import UserError
+from msun_fastai.errors import TrainingError, UserError
 from msun_fastai.evaluate import accuracy_by_size, test_sizes
 from msun_fastai.files import write_json, write_text
 from msun_fastai.learner import Consistency, msun_learner, save_learner, saved_model
@@ -125,6 +126,10 @@ def make_learner(recipe: Recipe, source: Source, method: str) -> Learner:
         metrics=accuracy,
         wd=train.wd,
     )
+    if len(dls.train) == 0:
+        raise UserError(
+            f"{source.name}: {len(source.train)} training images make no batch; give more"
+        )
     learn.model.to(device)
     learn.remove_cbs(learn._grab_cbs(ProgressCallback))  # it floods a log that is no terminal
     learn.logger = _silent
@@ -139,8 +144,9 @@ def train_one(
     recipe: Recipe, source: Source, learn: Learner, method: str, folder: Path, console: Console
 ) -> dict[str, Any]:
     """Train one Learner and write its folder; returns its metrics."""
-    resolved = recipe.with_values({"model.method": method, "baseline": None}, "run")
-    write_text(folder / "recipe.toml", resolved.to_toml())
+    if method != recipe.model.method:  # the baseline's own run has no baseline
+        recipe = recipe.with_values({"model.method": method, "baseline": None}, "run")
+    write_text(folder / "recipe.toml", recipe.to_toml())
     write_json(folder / "environment.json", environment(learn.dls.device))
     train = recipe.train
     started = time.perf_counter()
@@ -151,6 +157,8 @@ def train_one(
         else:
             learn.fit_one_cycle(train.epochs, train.lr, cbs=cbs)
     seconds = time.perf_counter() - started
+    if not math.isfinite(learn.recorder.values[-1][0]):
+        raise TrainingError(f"{method}: the loss is not finite any more; try a lower --lr")
     save_learner(learn, folder / "model")
     metrics = measure(recipe, source, learn, method, seconds)
     write_json(folder / "metrics.json", metrics)
@@ -165,8 +173,7 @@ def measure(
     scales = saved.model.entry_scales
     with learn.no_logging():
         routed = learn.validate()[1]
-    sizes = [native_size(s.image) for s in source.valid]
-    counts = Counter(saved.model.route(s) for s in sizes)
+    counts = Counter(saved.model.route(size) for size in learn.dls.valid.native_sizes)
     by_size = accuracy_by_size(
         saved, source.valid, test_sizes(recipe.model.scales), recipe.train.bs, recipe.data.workers
     )

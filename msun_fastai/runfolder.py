@@ -19,7 +19,8 @@ PACKAGES = ("torch", "torchvision", "fastai", "datasets", "pillow", "safetensors
 
 def check_empty(folder: Path) -> None:
     """Raise `UserError` where a run would be written over something."""
-    if not folder.is_dir() or any(folder.iterdir()):
+    started = {"recipe.toml", "environment.json"}  # all there is of a run that ended no epoch
+    if not folder.is_dir() or {p.name for p in folder.iterdir()} - started:
         raise UserError(f"run folder {folder}: exists and is not empty; name another")
 
 

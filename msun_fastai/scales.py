@@ -12,6 +12,7 @@ from itertools import pairwise
 from msun_fastai.errors import UserError, did_you_mean
 
 DEFAULT_SCALES = (32, 128, 224)  # small, medium, large: Section VI-B
+LARGEST_SCALE = 4096  # a batch of one such image takes gigabytes already
 SWEEP_STEPS = 12  # Table II tests 32 to 224 in 12 steps of 16
 
 
@@ -20,8 +21,10 @@ def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
     given = ",".join(str(s) for s in scales)
     if not scales:
         raise UserError("scales: none given; name at least one, such as 32,128,224")
-    if any(isinstance(s, bool) or int(s) != s or s < 1 for s in scales):
-        raise UserError(f"scales: {given}: every scale is a whole number of pixels, at least 1")
+    if any(isinstance(s, bool) or int(s) != s or not 1 <= s <= LARGEST_SCALE for s in scales):
+        raise UserError(
+            f"scales: {given}: a scale is a whole number of pixels from 1 to {LARGEST_SCALE}"
+        )
     out = tuple(int(s) for s in scales)
     if any(a >= b for a, b in pairwise(out)):
         raise UserError(

@@ -77,7 +77,7 @@ def test_version(run):
         (["predict", "x.png"], "--model"),
         (["predict", "x.png", "--model", "absent"], "no such folder"),
         (["predict", "x.png", "--model", "absent", "--out", "x.xls"], ".csv or .json"),
-        (["predict", "*.nothing", "--model", "absent"], "matches no file"),
+        (["predict", "*.nothing", "--model", "absent"], "matches no image file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, words, says, tmp_path, monkeypatch):

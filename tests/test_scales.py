@@ -55,7 +55,8 @@ def test_views_policies(views, size, target, made):
         ([], "none given"),
         ([64, 32], "write 32,64"),
         ([32, 32], "not ascending"),
-        ([0, 32], "at least 1"),
+        ([0, 32], "from 1 to 4096"),
+        ([32, 9999], "from 1 to 4096"),
         ([16.5], "whole number"),
     ],
 )

@@ -138,9 +138,10 @@ def mirror(folder, split, labels, classes, image="image", label="label"):
 
 
 def test_mirror_of_a_hub_dataset(tmp_path):
-    for name, image in (("cifar10", "img"), ("cifar100", "picture")):
-        mirror(tmp_path / name, "train", [0, 1, 1], ["cat", "dog"], image)
-        mirror(tmp_path / name, "test", [1], ["cat", "dog"], image)
+    classes = ["cat", "dog", *"abcdefgh"]
+    for name, image in (("cifar10", "img"), ("stl10", "picture")):
+        mirror(tmp_path / name, "train", [0, 1, 1], classes, image)
+        mirror(tmp_path / name, "test", [1], classes, image)
         source = source_from_name(name, tmp_path)
         assert [s.label for s in source.train] == ["cat", "dog", "dog"]
         assert Image.open(__import__("io").BytesIO(source.valid[0].image.open_bytes())).width == 21
@@ -155,7 +156,18 @@ def test_mirror_reads_from_the_environment_and_needs_no_catalogue_entry(tmp_path
         source_from_name("mime")
 
 
+def test_mirror_with_a_folder_named_after_its_configuration(tmp_path):
+    for split in ("train", "test"):
+        mirror(tmp_path / "mine", split, [0, 1], ["cat", "dog"])
+    (tmp_path / "mine" / "data").rename(tmp_path / "mine" / "plain_text")
+    assert len(source_from_name("mine", tmp_path).train) == 2
+
+
 def test_mirrors_that_cannot_be_used(tmp_path):
+    for split in ("train", "test"):
+        mirror(tmp_path / "cifar10", split, [0, 1], ["cat", "dog"])
+    with pytest.raises(UserError, match="2 classes; cifar10 has 10"):
+        source_from_name("cifar10", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not a dataset in the hub's layout"):
         source_from_name("empty", tmp_path)
@@ -211,6 +223,6 @@ def test_inputs_of_the_command_line(tmp_path, monkeypatch):
     assert found("**/*.png", "absent.png") == ["a/1.png", "c.png", "odd[1].png", "absent.png"]
     assert found("odd[1].png") == ["odd[1].png"]
     (tmp_path / "none").mkdir()
-    for word, says in (("none", "no image files"), ("*.bmp", "matches no file")):
+    for word, says in (("none", "no image files"), ("*.bmp", "matches no image file")):
         with pytest.raises(UserError, match=says):
             expand_paths([word])

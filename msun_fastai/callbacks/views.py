@@ -58,11 +58,9 @@ class MultiScaleViews(Callback):
         self.learn.loss = self.loss_grad.detach() / len(losses)
         self.learn.terms["ce"] = self.loss_grad.detach()
 
-    def after_batch(self) -> None:
-        self.other_logits = []  # holds the graph of the whole step
-        self.learn.view_features = []
-
-    after_cancel_batch = after_batch
+    def before_backward(self) -> None:
+        # they hold the graph of the whole step, and would keep it when the step fails
+        self.other_logits, self.learn.view_features = [], []
 
 
 class TermLogger(Callback):
@@ -79,6 +77,8 @@ class TermLogger(Callback):
     def before_fit(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.count, self.trained = 0, False
+        if not hasattr(self.learn, "recorder"):
+            return
         names = self.recorder.metric_names
         at = len(names) - int(self.recorder.add_time)
         for name in reversed(self.names):
@@ -91,21 +91,23 @@ class TermLogger(Callback):
         if not self.training or not self.terms:
             return
         self.count += 1
-        for name in self.names:
-            self.sums[name] = self.sums.get(name, 0) + self.terms[name].float()
+        for name, value in self.terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.float()
 
     def after_validate(self) -> None:
-        if self.trained:  # learn.validate() alone has trained nothing to log
-            self.recorder.log += [
-                float(self.sums[n]) / self.count if self.count else None for n in self.names
-            ]
+        # learn.validate() alone has trained nothing to log
+        if getattr(self, "trained", False) and hasattr(self.learn, "recorder"):
+            means = {name: float(total) / self.count for name, total in self.sums.items()}
+            self.recorder.log += [means.get(name) for name in self.names]
         self.trained = False
 
 
 class ScaleAccuracy(Metric):
-    """Accuracy on all validation images brought to one scale, as multi-scale testing does.
+    """Accuracy on all validation images brought to one scale, for a look while training.
 
-    While predictions are gathered nothing is computed: they need no further views.
+    The batches come at their routed scales and are resized from there, so an image that is routed
+    to a small scale has lost its detail at the large ones; `evaluate.accuracy_by_size` resizes the
+    image itself. While predictions are gathered nothing is computed: they need no further views.
     """
 
     def __init__(self, scale: int):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
 import warnings
 
-from msun_fastai.errors import UserError
+from msun_fastai.errors import TrainingError, UserError
 
 # raised by torchvision's own import, about nothing that a user of the command line can change
 warnings.filterwarnings("ignore", message=r".*torch\.jit")
@@ -34,9 +35,16 @@ def _run(args: list[str], debug: bool) -> int:
 
     from msun_fastai.cli.app import app
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be anything
+
     try:
         code = app(args, prog_name="msun-fastai", standalone_mode=False)
+        if code == INTERRUPTED:  # typer's own answer to Ctrl-C, which says nothing
+            raise KeyboardInterrupt
         return int(code or 0)
+    except TrainingError as error:
+        return _fail(str(error), FAILURE, debug)
     except UserError as error:
         return _fail(str(error), BAD_INPUT, debug)
     except (typer.Abort, KeyboardInterrupt):

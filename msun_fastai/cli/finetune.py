@@ -64,7 +64,7 @@ def finetune(
     ] = None,
 ) -> None:
     """Train a classifier on images of mixed sizes and test it at every size."""
-    from msun_fastai.cli.output import make_console, write_result
+    from msun_fastai.cli.output import check_output, make_console, write_result
     from msun_fastai.recipe import Recipe, load_recipe, parse_assignment
 
     values: dict[str, Any] = {
@@ -90,6 +90,7 @@ def finetune(
         start = start.with_values({"data.dataset": None, "data.path": None}, "data")
     chosen = start.with_values(given, "finetune")
     chosen = chosen.with_values(dict(map(parse_assignment, assign or [])), "--set")
+    check_output("--json", json_file)
     console = make_console(json_file)
 
     from msun_fastai.run import finetune as run_finetune

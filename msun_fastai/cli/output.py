@@ -12,19 +12,39 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STDOUT = "-"
+LOG_WIDTH = 1000  # columns where no terminal sets them: a table takes what it needs of it
 
 
 def make_console(json_file: str | None) -> Console:
     """Where a verb prints: standard output, or standard error where JSON goes to the former."""
     from rich.console import Console
 
-    return Console(stderr=json_file == STDOUT)
+    console = Console(stderr=json_file == STDOUT)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
+
+
+def check_output(option: str, file: str | None) -> None:
+    """Raise `UserError` where `file` cannot be written, before the work that leads to it."""
+    import os
+
+    from msun_fastai.errors import UserError
+
+    if file is None or file == STDOUT:
+        return
+    path = Path(file)
+    if path.is_dir():
+        raise UserError(f"{option} {file}: is a directory")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{option} {file}: {parent} cannot be written to")
 
 
 def write_result(value: Any, json_file: str | None) -> None:
     """`value` as JSON to `json_file`, to standard output for `-`, nowhere for None."""
     if json_file == STDOUT:
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     elif json_file is not None:
         from msun_fastai.files import write_json
 

@@ -46,12 +46,14 @@ def predict(
 
     The exit code is 1 if any image could not be read.
     """
-    from msun_fastai.cli.output import make_console, print_table, write_result
+    from msun_fastai.cli.output import check_output, make_console, print_table, write_result
     from msun_fastai.data.inputs import expand_paths
     from msun_fastai.errors import UserError
 
     if out is not None and not out.lower().endswith((".csv", ".json")):
         raise UserError(f"--out {out}: the name must end in .csv or .json")
+    check_output("--out", out)
+    check_output("--json", json_file)
     files = expand_paths(paths)
 
     from msun_fastai.predict import Predictor

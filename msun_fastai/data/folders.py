@@ -34,22 +34,23 @@ def source_from_folder(
     folders where they are not called one of `TRAIN_NAMES` and `VALID_NAMES`.
     """
     root = Path(path)
+    name = root.resolve().name
     if not root.is_dir():
         raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
     train_dir = _part(root, (train,) if train else TRAIN_NAMES, required=bool(train))
     if train_dir is None:
         samples = _class_folders(root)
-        return make_source(root.name, *stratified_split(samples, valid_fraction, seed))
+        return make_source(name, *stratified_split(samples, valid_fraction, seed))
     valid_dir = _part(root, (valid,) if valid else VALID_NAMES, required=bool(valid))
     samples = _class_folders(train_dir)
     if valid_dir is None:
-        return make_source(root.name, *stratified_split(samples, valid_fraction, seed))
-    return make_source(root.name, samples, _class_folders(valid_dir))
+        return make_source(name, *stratified_split(samples, valid_fraction, seed))
+    return make_source(name, samples, _class_folders(valid_dir))
 
 
 def _part(root: Path, names: Iterable[str], required: bool) -> Path | None:
     for name in names:
-        if (root / name).is_dir():
+        if (root / name).is_dir() and any(d.is_dir() for d in (root / name).iterdir()):
             return root / name
     if required:
         raise UserError(f"{root}: no folder {' or '.join(names)} in it")
@@ -75,9 +76,9 @@ def _class_folders(folder: Path) -> list[Sample]:
 def source_from_table(
     table: Any,
     root: Path | str = ".",
-    path_column: str = "",
-    label_column: str = "",
-    split_column: str = "",
+    path_column: str | int = "",
+    label_column: str | int = "",
+    split_column: str | int = "",
     valid_fraction: float = 0.2,
     seed: int = 42,
     name: str = "table",
@@ -101,9 +102,9 @@ def source_from_table(
             raise UserError(f"{name}, row {row}: no label for {path}")
         samples.append(Sample(file, str(label)))
     split = split_column or next((c for c in SPLIT_COLUMNS if c in table.columns), "")
-    if not split:
+    if split == "":
         return make_source(name, *stratified_split(samples, valid_fraction, seed))
-    _column(table, split, (), name, "parts")
+    split = _column(table, split, (), name, "parts")
     is_valid = [_is_valid(v, name, row) for row, v in enumerate(table[split], start=1)]
     parts: tuple[list[Sample], list[Sample]] = ([], [])
     for sample, held_out in zip(samples, is_valid):
@@ -111,11 +112,15 @@ def source_from_table(
     return make_source(name, *parts)
 
 
-def _column(table: Any, wanted: str, usual: Iterable[str], name: str, what: str) -> str:
+def _column(table: Any, wanted: str | int, usual: Iterable[str], name: str, what: str) -> str:
     columns = [str(c) for c in table.columns]
-    if wanted:
+    if isinstance(wanted, int) and wanted not in table.columns:
+        if not 0 <= wanted < len(columns):
+            raise UserError(f"{name}: no column {wanted}; it has {len(columns)}")
+        return table.columns[wanted]
+    if wanted != "":
         if wanted not in columns:
-            raise UserError(f"{name}: no column {wanted!r}; {did_you_mean(wanted, columns)}")
+            raise UserError(f"{name}: no column {wanted!r}; {did_you_mean(str(wanted), columns)}")
         return wanted
     for column in usual:
         if column in columns:
@@ -146,4 +151,4 @@ def source_from_csv(path: Path | str, **options: Any) -> Source:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a CSV file that can be read ({error})") from error
-    return source_from_table(table, **{"root": file.parent, "name": str(file), **options})
+    return source_from_table(table, **{"root": file.parent, "name": file.stem, **options})

@@ -30,12 +30,13 @@ def read_header(source: Any) -> tuple[int, int]:
     `source` is a path, bytes, an open Pillow image, an array or a tensor. The shorter side, which
     is the native size, is the same before and after EXIF rotation. Raises `ImageError`.
     """
+    name = _name(source)
     if hasattr(source, "open_bytes"):
         source = source.open_bytes()
     if isinstance(source, Image.Image):
-        return _checked(source.size, source)
+        return _checked(source.size, name)
     if isinstance(source, (str, Path, bytes, bytearray)):
-        with _opened(source) as image:
+        with _opened(source, name) as image:
             return image.size
     return image_from_array(source).size
 
@@ -52,40 +53,40 @@ def load_image(source: Any) -> Image.Image:
     modes converted, the first frame taken of several. Arrays are (h, w), (h, w, c) or (c, h, w),
     tensors (h, w) or (c, h, w), of uint8, uint16, or floats in [0, 1]. Raises `ImageError`.
     """
+    name = _name(source)
     if hasattr(source, "open_bytes"):
         source = source.open_bytes()
     if isinstance(source, (str, Path, bytes, bytearray)):
-        with _opened(source) as image:
-            return _decoded(image, _name(source))
+        with _opened(source, name) as image:
+            return _decoded(image, name)
     if isinstance(source, Image.Image):
-        _checked(source.size, source)
-        return _decoded(source, _name(source))
+        _checked(source.size, name)
+        return _decoded(source, name)
     return image_from_array(source)
 
 
 def _name(source: Any) -> str:
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path)) or hasattr(source, "open_bytes"):
         return str(source)
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or f"a Pillow image of mode {source.mode}"
     return f"an image of {len(source)} bytes" if isinstance(source, (bytes, bytearray)) else "array"
 
 
-def _checked(size: tuple[int, int], source: Any) -> tuple[int, int]:
+def _checked(size: tuple[int, int], name: str) -> tuple[int, int]:
     width, height = size
     if width < 1 or height < 1:
-        raise ImageError(f"{_name(source)}: an image of {width}x{height} has no pixels")
+        raise ImageError(f"{name}: an image of {width}x{height} has no pixels")
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{_name(source)}: {width}x{height} is more than the {MAX_PIXELS} pixels that "
+            f"{name}: {width}x{height} is more than the {MAX_PIXELS} pixels that "
             "are accepted; reduce it first"
         )
     return size
 
 
-def _opened(source: str | Path | bytes | bytearray) -> Image.Image:
+def _opened(source: str | Path | bytes | bytearray, name: str) -> Image.Image:
     """The file opened lazily, its header checked."""
-    name = _name(source)
     try:
         if isinstance(source, (bytes, bytearray)):
             if not source:
@@ -110,7 +111,7 @@ def _opened(source: str | Path | bytes | bytearray) -> Image.Image:
     except Exception as error:
         raise ImageError(f"{name}: cannot be opened ({_reason(error)})") from error
     try:
-        _checked(image.size, source)
+        _checked(image.size, name)
     except ImageError:
         image.close()
         raise

@@ -26,9 +26,12 @@ def expand_paths(words: Iterable[str]) -> list[Path]:
             found += inside
         elif glob.has_magic(word) and not path.exists():
             matches = [Path(p) for p in sorted(glob.glob(word, recursive=True))]
-            if not matches:
-                raise UserError(f"{word}: matches no file")
-            found += expand_paths(str(p) for p in matches)
+            files = [p for p in matches if p.is_file()]
+            # a pattern that meets folders alone means their images
+            inside = [f for p in matches if p.is_dir() for f in image_files(p)]
+            if not files and not inside:
+                raise UserError(f"{word}: matches no image file")
+            found += files or list(dict.fromkeys(inside))
         else:
             found.append(path)
     return found

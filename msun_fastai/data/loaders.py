@@ -59,9 +59,7 @@ class NativeImageDataLoaders(DataLoaders):
             batch_tfms=batch_tfms,
         )
         # a list of one type, so that fastai asks for no length of an item
-        return block.dataloaders(
-            [*source.train, *source.valid], path=path, val_views="native", **options
-        )
+        return block.dataloaders([*source.train, *source.valid], path=path, **options)
 
     @classmethod
     def from_folder(
@@ -89,9 +87,9 @@ class NativeImageDataLoaders(DataLoaders):
         cls,
         df: Any,
         path: Path | str = ".",
-        fn_col: str = "",
-        label_col: str = "",
-        valid_col: str = "",
+        fn_col: str | int = "",
+        label_col: str | int = "",
+        valid_col: str | int = "",
         valid_pct: float = 0.2,
         seed: int = 42,
         **options: Any,
@@ -105,9 +103,9 @@ class NativeImageDataLoaders(DataLoaders):
         cls,
         path: Path | str,
         csv_fname: str = "labels.csv",
-        fn_col: str = "",
-        label_col: str = "",
-        valid_col: str = "",
+        fn_col: str | int = "",
+        label_col: str | int = "",
+        valid_col: str | int = "",
         valid_pct: float = 0.2,
         seed: int = 42,
         **options: Any,

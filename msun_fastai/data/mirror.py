@@ -21,6 +21,10 @@ class StoredImage:
     table: Any  # a datasets.Dataset whose image column is not decoded
     row: int
     column: str
+    where: str  # dataset and split, for errors
+
+    def __str__(self) -> str:
+        return f"{self.where}, row {self.row}"
 
     def open_bytes(self) -> bytes | Path:
         """The encoded image, or the path of the file that holds it."""
@@ -47,13 +51,18 @@ def source_from_mirror(folder: Path | str, name: str = "") -> Source:
         names.append(classes)
     if names[0] != names[1]:
         raise UserError(f"{root}: {train} and {valid} name different classes")
+    if entry.classes and len(names[0]) != entry.classes:
+        raise UserError(f"{root}: {len(names[0])} classes; {entry.name} has {entry.classes}")
     return make_source(root.name, parts[0], parts[1], names[0])
 
 
 def _splits(root: Path) -> dict[str, list[str]]:
     """The Parquet files of each split: `train-00000-of-00002.parquet` belongs to `train`."""
     splits: dict[str, list[str]] = {}
-    for file in sorted((root / "data").glob("*.parquet")):
+    folders = sorted({file.parent for file in root.glob("*/*.parquet")})
+    # `data`, or the one folder named after the dataset's only configuration
+    folder = root / "data" if len(folders) != 1 else folders[0]
+    for file in sorted(folder.glob("*.parquet")):
         splits.setdefault(file.name.split("-")[0].removesuffix(".parquet"), []).append(str(file))
     if not splits:
         raise UserError(
@@ -87,7 +96,7 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
     for row, code in enumerate(table[label]):
         if code is None or not 0 <= code < len(classes):
             raise UserError(f"{where}, row {row}: label {code} is outside 0 to {len(classes) - 1}")
-        samples.append(Sample(StoredImage(table, row, image), classes[code]))
+        samples.append(Sample(StoredImage(table, row, image, where), classes[code]))
     return samples, classes
 
 

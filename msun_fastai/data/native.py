@@ -13,6 +13,8 @@ from fastai.data.block import TransformBlock
 from fastai.data.core import TfmdDL
 from fastai.vision.augment import IntToFloatTensor
 from fastai.vision.core import PILImage
+from fastcore.foundation import L
+from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
 
@@ -58,9 +60,21 @@ class NativeImage(PILImage):
         return self.info.get("native_size", min(self.size))
 
 
-def sample_label(sample: Sample) -> str:
-    """The label of a `Sample`; at module level, so that an exported Learner can name it."""
-    return sample.label
+class OpenImage(Transform):
+    """fastai's item transform to `NativeImage`, from whatever `NativeImage.create` takes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            NativeImage.create
+        )  # its signature is what items to predict are matched by
+
+
+def sample_label(item: Sample | Path | str) -> str:
+    """The label of a `Sample`, or the name of the folder that a path is in.
+
+    At module level, so that an exported Learner can name it.
+    """
+    return item.label if isinstance(item, Sample) else Path(item).parent.name
 
 
 class NativeDL(TfmdDL):
@@ -113,9 +127,18 @@ class NativeDL(TfmdDL):
     def native_sizes(self) -> list[int]:
         """The native size of every image in the dataset, read once from the headers."""
         if self._sizes is None:
-            items: Any = getattr(self.dataset, "items", self.dataset)
-            self._sizes = [native_size(i.image if isinstance(i, Sample) else i) for i in items]
+            items = L(getattr(self.dataset, "items", self.dataset), use_list=None)
+            self._sizes = [self._header_size(items[i]) for i in range(len(items))]
         return self._sizes
+
+    def _header_size(self, item: Any) -> int:
+        """The native size of one item: what comes before `OpenImage` (a `get_x`) is applied."""
+        lists = getattr(self.dataset, "tls", None)
+        for transform in lists[0].tfms.fs if lists else ():
+            if isinstance(transform, OpenImage):
+                break
+            item = transform(item)
+        return native_size(item.image if isinstance(item, Sample) else item)
 
     @property
     def single_side(self) -> int | None:
@@ -134,9 +157,18 @@ class NativeDL(TfmdDL):
         found = Counter(self.target_of(i) for i in range(len(self.dataset)))
         return {scale: found[scale] for scale in self.scales}
 
+    @property
+    def _keeps_order(self) -> bool:
+        """Whether batches are cut from the caller's order as it is.
+
+        Up to one batch of images, so that whoever asks for a handful without reordering, as
+        fastai's `Interpretation` does, gets each image's own answer.
+        """
+        return not self.shuffle and self.n is not None and self.n <= (self.bs or 0)
+
     def get_idxs(self) -> Any:
         idxs = super().get_idxs()
-        if not isinstance(idxs, list) or self.bs is None:
+        if not isinstance(idxs, list) or self.bs is None or self._keeps_order:
             return idxs
         rng = self.rng if self.shuffle else None
         return same_scale_order(idxs, self.target_of, self.bs, rng, self.drop_last)
@@ -144,6 +176,8 @@ class NativeDL(TfmdDL):
     def __len__(self) -> int:
         if self.bs is None or self.n is None:
             return super().__len__()
+        if self._keeps_order:
+            return sum(1 for _ in cut_batches(range(self.n), self.target_of, self.bs))
         if self._counts is None:  # asked for on every epoch, and ImageNet has 1.28 million images
             self._counts = Counter(self.target_of(i) for i in range(self.n))
         return batch_count(self._counts, self.bs, self.drop_last)
@@ -166,6 +200,15 @@ class NativeDL(TfmdDL):
             if items:
                 yield from map(self.do_batch, items if self.bs is None else [items])
 
+    def do_batch(self, b: list[Any]) -> Any:
+        sides = {tuple(item[0].shape[-2:]) for item in b}
+        if len(sides) > 1 or not sides <= {(s, s) for s in self.scales}:
+            raise UserError(
+                f"a batch of sides {sorted(sides)} where the scales are {self.scales}: the loader "
+                "resizes by itself; take the resizing out of item_tfms"
+            )
+        return super().do_batch(b)
+
     def create_item(self, s: int | None) -> Any:
         item = super().create_item(s)
         image, *rest = item if isinstance(item, tuple) else (item,)
@@ -185,11 +228,20 @@ class NativeDL(TfmdDL):
         return NativeImage(augment_image(image, side, self.augment, rng))
 
 
-def NativeImageBlock(**dl_options: Any) -> TransformBlock:
-    """A fastai `TransformBlock` for images of mixed sizes; its options are those of `NativeDL`."""
+def NativeImageBlock(
+    scales: Sequence[int] = DEFAULT_SCALES,
+    routing: str = "nearest",
+    views: str = "all",
+    augment: str = "light",
+) -> TransformBlock:
+    """A fastai `TransformBlock` for images of mixed sizes; its options are those of `NativeDL`.
+
+    `views` and `augment` are the training part's; the validation part is routed by native size.
+    """
+    options = {"scales": scales, "routing": routing, "views": views, "augment": augment}
     return TransformBlock(
-        type_tfms=NativeImage.create,
+        type_tfms=OpenImage(),
         batch_tfms=IntToFloatTensor,
         dl_type=NativeDL,
-        dls_kwargs=dl_options,
+        dls_kwargs={**options, "val_views": "native"},
     )

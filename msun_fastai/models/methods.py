@@ -22,7 +22,6 @@ class Method:
     name: str
     subnets: bool
     random_sizes: bool
-    source: str
 
     def entries(self, scales: Sequence[int]) -> tuple[int, ...]:
         """The scales at which the network takes images, ascending; the last is the canonical."""
@@ -32,9 +31,9 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("vanilla", subnets=False, random_sizes=False, source="one scale"),
-        Method("mst", subnets=False, random_sizes=True, source="MSUN, Section VI-C"),
-        Method("msun", subnets=True, random_sizes=False, source="MSUN, Section V"),
+        Method("vanilla", subnets=False, random_sizes=False),
+        Method("mst", subnets=False, random_sizes=True),  # Section VI-C
+        Method("msun", subnets=True, random_sizes=False),  # Section V
     )
 }
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from msun_fastai.errors import UserError
 from msun_fastai.models.backbones import find_family, split_backbone
 from msun_fastai.models.methods import ALIGNMENTS, find_method
 from msun_fastai.models.subnets import Align, grid_of, make_subnets
@@ -39,6 +40,9 @@ class NetConfig:
         find_method(self.method)
         check_choice("alignment", self.alignment, ALIGNMENTS)
         check_choice("routing", self.routing, ROUTING)
+        for key in ("n_classes", "blocks"):
+            if not isinstance(getattr(self, key), int):
+                raise UserError(f"{key}: {getattr(self, key)!r} is not a whole number")
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as JSON takes them."""

@@ -102,7 +102,10 @@ def _read_config(file: Path) -> tuple[NetConfig, list[str], Preprocessing]:
             raise UserError(f"{file}: format {data['format']!r}; this version reads {FORMAT}")
         config = NetConfig(**_known(NetConfig, data["model"], file))
         preprocessing = Preprocessing(**_known(Preprocessing, data["preprocessing"], file))
-        classes = data["classes"]
+        classes = list(data["classes"])
+        if len(preprocessing.mean) != 3 or len(preprocessing.std) != 3:
+            raise ValueError("mean and std have one value per channel")
+        torch.tensor([preprocessing.mean, preprocessing.std])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file}: not a model's configuration ({type(error).__name__}: {error})"

@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights
 
 from msun_fastai.errors import UserError
 from msun_fastai.models.backbones import find_family
@@ -20,16 +20,20 @@ IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of every torc
 
 
 def build_net(
-    config: NetConfig, pretrained: bool = False, weights: Path | str | None = None
+    config: NetConfig, pretrained: bool = False, weights: Path | str | WeightsEnum | None = None
 ) -> MultiScaleNet:
-    """The network of `config`, from random weights, torchvision's, or those in the file `weights`.
+    """The network of `config`, from random weights, torchvision's default ones, or `weights`.
+
+    `weights` is a state-dict file or a member of torchvision's enum.
 
     Every subnet starts from the given shallow layers. The classifier is new unless the file's has
     as many classes. Raises `UserError` where weights cannot be had or do not fit.
     """
     family = find_family(config.arch)
     network = family.build(config.arch, config.n_classes)
-    if weights is not None:
+    if isinstance(weights, WeightsEnum):
+        load_backbone(network, torchvision_state(weights), family.classifier, str(weights))
+    elif weights is not None:
         load_backbone(network, read_state(weights), family.classifier, str(weights))
     elif pretrained:
         load_backbone(network, imagenet_state(config.arch), family.classifier, "ImageNet weights")
@@ -37,23 +41,25 @@ def build_net(
 
 
 def imagenet_state(arch: str) -> dict[str, Tensor]:
-    """torchvision's default weights for `arch`, from its cache or downloaded into it."""
+    """torchvision's default ImageNet weights for `arch`."""
     if arch in find_family(arch).builders:
         raise UserError(f"arch {arch}: there are no pretrained weights for it; {ADVICE}")
-    choice = get_model_weights(arch).DEFAULT
+    return torchvision_state(get_model_weights(arch).DEFAULT)
+
+
+def torchvision_state(choice: WeightsEnum) -> dict[str, Tensor]:
+    """The weights `choice`, from torchvision's cache or downloaded into it."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(choice.url).name
     try:
         return choice.get_state_dict(progress=False, check_hash=True)
     except (URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"ImageNet weights of {arch}: not cached as {file} and not to be downloaded "
-            f"({reason}); {ADVICE}"
+            f"weights {choice}: not cached as {file} and not to be downloaded ({reason}); {ADVICE}"
         ) from error
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"ImageNet weights of {arch}: {file} is damaged ({error}); remove it"
-        ) from error
+        what = f"{file} is damaged, remove it" if file.exists() else f"{file} cannot be written"
+        raise UserError(f"weights {choice}: {what} ({error})") from error
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
