@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fastai.callback.schedule  # noqa: F401  gives Learner fine_tune, fit_one_cycle and lr_find
+import fastai.callback.schedule
+import fastai.vision.learner  # noqa: F401  registers how images, results and top losses are shown
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c

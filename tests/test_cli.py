@@ -139,6 +139,73 @@ def test_finetune_writes_a_run_folder_that_predicts(run, tmp_path, photos):
     assert "exists and is not empty" in again[2]
 
 
+def test_the_recipe_of_a_run_runs_it_again(run, tmp_path):
+    words = ("finetune", "--dataset", "shapes", "--limit", 30, *SMALL, "--baseline", "mst")
+    assert run(*words, "--run-dir", tmp_path / "a")[0] == 0
+    again = ("finetune", "--recipe", tmp_path / "a" / "recipe.toml", "--run-dir", tmp_path / "b")
+    assert run(*again)[0] == 0
+    for part in ("model", "baseline/model"):
+        a, b = (tmp_path / n / part / "model.safetensors" for n in ("a", "b"))
+        assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [(("--lr", "1e12"), 1, "the loss is not finite"), (("--limit", "1"), 2, "make no batch")],
+)
+def test_training_that_comes_to_nothing_says_so(run, tmp_path, options, code, says):
+    words = ("finetune", "--dataset", "shapes", "--limit", 30, *SMALL, *options)
+    found, _, err = run(*words, "--run-dir", tmp_path / "r")
+    assert (found, err.count("\n")) == (code, 1)
+    assert says in err
+    assert not (tmp_path / "r" / "model").exists()
+
+
+def test_outputs_are_checked_before_the_work(run, tmp_path, photos, saved_run):
+    for words in (
+        ("finetune", "--recipe", "demo", "--json", tmp_path),
+        ("predict", photos, "--model", saved_run, "--json", photos / "0.png" / "x.json"),
+        ("predict", photos, "--model", saved_run, "--out", photos / "0.png" / "x.csv"),
+    ):
+        code, _, err = run(*words)
+        assert code == 2
+        assert "is a directory" in err or "cannot be written" in err
+
+
+def test_odd_file_names(run, tmp_path, photos, saved_run):
+    names = ["Caught fish.jpg", "two  spaces.png", "b\udcff.png"]
+    for name in names:
+        (tmp_path / name).write_bytes((photos / "0.png").read_bytes())
+    (tmp_path / names[0]).write_bytes(b"nothing")
+    words = ("predict", "--model", saved_run, *(tmp_path / n for n in names))
+    for kind in ("csv", "json"):
+        assert run(*words, "--out", tmp_path / f"x.{kind}")[0] == 1
+    rows = json.loads((tmp_path / "x.json").read_text())
+    assert [r["path"] for r in rows] == [str(tmp_path / n) for n in names]
+    assert "Caught fish.jpg: not an image" in rows[0]["error"]
+
+
+def test_ctrl_c_says_interrupted_and_exits_130(tmp_path):
+    import signal
+    import time
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "msun_fastai", "finetune", "--dataset", "shapes", *SMALL],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "run folder" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == "msun-fastai: interrupted"
+
+
 def test_same_command_same_weights(run, tmp_path):
     words = ("finetune", "--dataset", "shapes", "--limit", 30, *SMALL, "--run-dir")
     for name in ("a", "b"):

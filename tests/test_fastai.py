@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.transforms import Normalize
 from fastai.interpret import ClassificationInterpretation
@@ -14,6 +15,8 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from msun_fastai.data.loaders import NativeImageDataLoaders
+from msun_fastai.errors import UserError
+from msun_fastai.learner import msun_learner
 
 SCALES = (16, 32, 64)
 
@@ -63,9 +66,15 @@ def test_freezing_and_discriminative_learning_rates(make_learner):
 
 
 def test_fine_tune_trains_the_head_first_then_everything(learn):
-    before = {n: p.detach().clone() for n, p in learn.model.named_parameters()}
-    learn.fine_tune(1, freeze_epochs=1)
-    assert all(not torch.equal(p, before[n]) for n, p in learn.model.named_parameters())
+    trainable = []
+
+    class Look(Callback):
+        def before_train(self):
+            weight = self.learn.model.deep.layer4[0].conv1.weight
+            trainable.append((weight.requires_grad, self.learn.model.head.fc.weight.requires_grad))
+
+    learn.fine_tune(1, freeze_epochs=1, cbs=Look())
+    assert trainable == [(False, True), (True, True)]
 
 
 def test_a_pretrained_learner_comes_frozen(make_learner, tmp_path):
@@ -81,6 +90,7 @@ def test_lr_find(learn):
 
 def test_tta_and_predictions_on_the_training_part(learn, shapes):
     preds, targets = learn.tta(n=2)
+    assert not torch.allclose(preds, learn.get_preds()[0], atol=1e-4)  # it does augment
     assert preds.shape == (len(shapes.valid), 10)
     assert targets.tolist() == [shapes.classes.index(s.label) for s in shapes.valid]
     preds, targets = learn.get_preds(ds_idx=0)
@@ -105,6 +115,84 @@ def test_show_batch_and_show_results(learn):
 def test_interpretation(learn):
     interpretation = ClassificationInterpretation.from_learner(learn)
     assert interpretation.confusion_matrix().sum() == len(learn.dls.valid_ds)
+
+
+def test_the_worst_images_are_shown_with_their_own_losses(make_learner, shapes):
+    """Interpretation asks for a handful without reordering; each must get its own answer."""
+    learn = make_learner()
+    learn.fit(1, 3e-3)
+    interpretation = ClassificationInterpretation.from_learner(learn)
+    losses, idxs = interpretation.top_losses(9)
+    _, preds, targets, _, _ = interpretation[idxs]
+    assert targets.tolist() == [shapes.classes.index(shapes.valid[int(i)].label) for i in idxs]
+    assert torch.allclose(-preds[range(9), targets].log(), losses, atol=1e-4)
+    interpretation.plot_top_losses(4)
+
+
+def test_labelled_test_items_as_fastai_takes_them(tmp_path, make_learner):
+    for label in ("cat", "dog"):
+        for i in range(10):
+            file = tmp_path / label / f"{i}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (20 + 10 * i, 200), "red" if label == "cat" else "blue").save(file)
+    dls = NativeImageDataLoaders.from_folder(tmp_path, scales=SCALES, bs=4, num_workers=0)
+    learn = make_learner(dls=dls)
+    files = sorted(tmp_path.rglob("*.png"))
+    _, targets = learn.get_preds(dl=learn.dls.test_dl(files, with_labels=True))
+    assert targets.tolist() == [0] * 10 + [1] * 10
+
+
+def test_a_datablock_with_a_getter(tmp_path, make_learner):
+    import pandas as pd
+    from fastai.data.block import CategoryBlock, DataBlock
+    from fastai.data.transforms import ColReader
+
+    from msun_fastai.data.native import NativeImageBlock
+
+    rows = []
+    for i in range(20):
+        Image.new("RGB", (20 + 10 * i, 250), "red").save(tmp_path / f"{i}.png")
+        rows.append({"name": f"{i}.png", "label": "ab"[i % 2]})
+    block = DataBlock(
+        blocks=(NativeImageBlock(scales=SCALES), CategoryBlock),
+        get_x=ColReader("name", pref=f"{tmp_path}/"),
+        get_y=ColReader("label"),
+    )
+    dls = block.dataloaders(pd.DataFrame(rows), bs=4, num_workers=0)
+    assert (dls.train.views, dls.train.augment, dls.valid.views) == ("all", "light", "native")
+    assert min(dls.train.native_sizes + dls.valid.native_sizes) == 20
+    make_learner(dls=dls).fit(1)
+
+
+def test_arguments_in_fastais_own_forms(dls):
+    from fastai.metrics import accuracy, error_rate
+    from fastcore.foundation import L
+
+    learn = msun_learner(
+        dls, "thin_resnet10", pretrained=False, cbs=MixUp(), metrics=L(accuracy, error_rate)
+    )
+    assert [m.name for m in learn.metrics][:2] == ["accuracy", "error_rate"]
+    assert hasattr(learn, "mix_up")
+
+
+def test_normalisation_follows_the_loaders_device(shapes, monkeypatch):
+    """Not fastai's default device, which may be an accelerator that the user did not ask for."""
+    monkeypatch.setattr("fastai.data.transforms.default_device", lambda *a: torch.device("meta"))
+    dls = NativeImageDataLoaders.from_source(
+        shapes, scales=SCALES, bs=8, num_workers=0, device="cpu"
+    )
+    learn = msun_learner(dls, "thin_resnet10", pretrained=False)
+    norm = next(t for t in learn.dls.train.after_batch.fs if isinstance(t, Normalize))
+    assert norm.mean.device.type == "cpu"
+
+
+def test_a_transform_that_resizes_is_refused(shapes):
+    from fastai.vision.augment import Resize
+
+    with pytest.raises(UserError, match="take the resizing out of item_tfms"):
+        NativeImageDataLoaders.from_source(
+            shapes, scales=SCALES, bs=8, num_workers=0, item_tfms=Resize(50)
+        ).one_batch()
 
 
 def test_export_and_load_in_a_process_without_the_data(learn, shapes, tmp_path):

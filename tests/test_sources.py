@@ -222,6 +222,8 @@ def test_inputs_of_the_command_line(tmp_path, monkeypatch):
     assert found("c.png", "a") == ["c.png", "a/1.png", "a/b/2.jpg"]
     assert found("**/*.png", "absent.png") == ["a/1.png", "c.png", "odd[1].png", "absent.png"]
     assert found("odd[1].png") == ["odd[1].png"]
+    assert found("a*") == ["a/1.png", "a/b/2.jpg"]
+    assert found("a/**") == ["a/1.png", "a/b/2.jpg", "a/notes.txt"]
     (tmp_path / "none").mkdir()
     for word, says in (("none", "no image files"), ("*.bmp", "matches no image file")):
         with pytest.raises(UserError, match=says):
