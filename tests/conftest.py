@@ -8,7 +8,7 @@ import pytest
 
 matplotlib.use("Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, and for its reason
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, and for its reason
 
 SCALES = (16, 32, 64)
 ROOT = Path(__file__).parent.parent
