@@ -9,10 +9,12 @@ from typing import Any
 
 import fastai.callback.schedule
 import fastai.vision.learner  # noqa: F401  registers how images, results and top losses are shown
+import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner
+from fastai.torch_core import TensorImage
 from fastcore.foundation import L
 from torchvision.models import WeightsEnum
 
@@ -104,6 +106,7 @@ def msun_learner(
     views = check_choice("views", views or dls.train.views, VIEWS) if len(entries) > 1 else "all"
     dls = with_scales(dls, entries, views)
     add_normalization(dls)
+    refuse_resizing(dls.valid)
     scale_accuracies = (
         [ScaleAccuracy(s) for s in entries] if scale_metrics and len(entries) > 1 else []
     )
@@ -126,6 +129,21 @@ def add_normalization(dls: DataLoaders) -> None:
         # made on the CPU and moved to the loaders' device, which may not be fastai's default one
         dls.add_tfms([Normalize.from_stats(*IMAGENET_STATS, cuda=False)], "after_batch")
         dls.to(dls.device)
+
+
+def refuse_resizing(dl: NativeDL) -> None:
+    """Raise `UserError` where a batch transform gives images another side than their scale's.
+
+    They would all be routed to one subnet, and prediction from a saved model would not do the same.
+    """
+    dl.before_iter()  # tells the transforms which part they are in
+    side = dl.scales[0]
+    batch = dl.after_batch((TensorImage(torch.zeros(1, 3, side, side, device=dl.device)),))
+    if tuple(batch[0].shape[-2:]) != (side, side):
+        raise UserError(
+            f"batch_tfms resize images of the scale {side} to {batch[0].shape[-1]}: the loader "
+            "resizes by itself; take the resizing out of batch_tfms"
+        )
 
 
 def saved_model(learn: Learner) -> SavedModel:

@@ -187,6 +187,11 @@ def test_normalisation_follows_the_loaders_device(shapes, monkeypatch):
 
 
 def test_a_transform_that_resizes_is_refused(shapes):
+    dls = NativeImageDataLoaders.from_source(
+        shapes, scales=SCALES, bs=8, num_workers=0, batch_tfms=aug_transforms(size=64)
+    )
+    with pytest.raises(UserError, match="take the resizing out of batch_tfms"):
+        msun_learner(dls, "thin_resnet10", pretrained=False)
     from fastai.vision.augment import Resize
 
     with pytest.raises(UserError, match="take the resizing out of item_tfms"):
