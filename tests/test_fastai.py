@@ -255,5 +255,15 @@ def test_factories(tmp_path, make_learner):
         assert (len(dls.train_ds), len(dls.valid_ds)) == (16, 4)
         learn = make_learner(dls=dls)
         learn.fit(1)
+    named = table.rename(columns={"path": "photo", "label": "animal"})
+    dls = NativeImageDataLoaders.from_df(
+        named, tmp_path, "photo", "animal", valid_col="is_valid", **options
+    )
+    learn = make_learner(dls=dls)
+    _, targets = learn.get_preds(dl=learn.dls.test_dl(named, with_labels=True))
+    assert targets.tolist() == [0] * 10 + [1] * 10
+    assert len(learn.get_preds(dl=learn.dls.test_dl(named[["photo"]]))[0]) == 20
+    by_number = NativeImageDataLoaders.from_df(table, tmp_path, 0, 1, valid_col=2, **options)
+    assert len(by_number.valid_ds) == 4
     shapes = NativeImageDataLoaders.from_dataset("shapes", limit=20, **options)
     assert (len(shapes.train_ds), len(shapes.valid_ds), shapes.c) == (20, 20, 10)

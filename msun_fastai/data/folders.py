@@ -89,6 +89,26 @@ def source_from_table(
     without it every class is split by `seed`. Column names left empty are looked for among the
     usual ones.
     """
+    samples = table_samples(table, root, path_column, label_column, name)
+    split = split_column or next((c for c in SPLIT_COLUMNS if c in table.columns), "")
+    if split == "":
+        return make_source(name, *stratified_split(samples, valid_fraction, seed))
+    split = _column(table, split, (), name, "parts")
+    is_valid = [_is_valid(v, name, row) for row, v in enumerate(table[split], start=1)]
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample, held_out in zip(samples, is_valid):
+        parts[held_out].append(sample)
+    return make_source(name, *parts)
+
+
+def table_samples(
+    table: Any,
+    root: Path | str = ".",
+    path_column: str | int = "",
+    label_column: str | int = "",
+    name: str = "table",
+) -> list[Sample]:
+    """The rows of a DataFrame as samples; see `source_from_table`."""
     paths = _column(table, path_column, PATH_COLUMNS, name, "paths")
     labels = _column(table, label_column, LABEL_COLUMNS, name, "labels")
     if len(table) == 0:
@@ -101,15 +121,13 @@ def source_from_table(
         if label is None or label != label or str(label).strip() == "":
             raise UserError(f"{name}, row {row}: no label for {path}")
         samples.append(Sample(file, str(label)))
-    split = split_column or next((c for c in SPLIT_COLUMNS if c in table.columns), "")
-    if split == "":
-        return make_source(name, *stratified_split(samples, valid_fraction, seed))
-    split = _column(table, split, (), name, "parts")
-    is_valid = [_is_valid(v, name, row) for row, v in enumerate(table[split], start=1)]
-    parts: tuple[list[Sample], list[Sample]] = ([], [])
-    for sample, held_out in zip(samples, is_valid):
-        parts[held_out].append(sample)
-    return make_source(name, *parts)
+    return samples
+
+
+def table_paths(table: Any, root: Path | str = ".", path_column: str | int = "") -> list[Path]:
+    """The paths of a DataFrame's rows, whether it has labels or not."""
+    column = _column(table, path_column, PATH_COLUMNS, "table", "paths")
+    return [Path(root) / str(path) for path in table[column]]
 
 
 def _column(table: Any, wanted: str | int, usual: Iterable[str], name: str, what: str) -> str:

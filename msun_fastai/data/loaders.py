@@ -10,7 +10,13 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter
 
-from msun_fastai.data.folders import source_from_csv, source_from_folder, source_from_table
+from msun_fastai.data.folders import (
+    source_from_csv,
+    source_from_folder,
+    source_from_table,
+    table_paths,
+    table_samples,
+)
 from msun_fastai.data.native import NativeImageBlock, sample_label
 from msun_fastai.data.samples import Source
 from msun_fastai.data.sources import source_from_name
@@ -23,6 +29,20 @@ class NativeImageDataLoaders(DataLoaders):
     Every factory takes the options of `from_source`. The validation part is always routed by
     native size, as prediction is.
     """
+
+    columns: tuple[str | int, str | int] = ("", "")  # of paths and labels, where they were named
+
+    def test_dl(
+        self, test_items: Any, rm_type_tfms: Any = None, with_labels: bool = False, **options: Any
+    ) -> DataLoaders:
+        """fastai's `test_dl`; of a DataFrame the rows, whose paths are relative to `path`."""
+        if hasattr(test_items, "columns"):
+            paths, labels = self.columns
+            if with_labels:
+                test_items = table_samples(test_items, self.path, paths, labels)
+            else:
+                test_items = table_paths(test_items, self.path, paths)
+        return super().test_dl(test_items, rm_type_tfms, with_labels, **options)
 
     @classmethod
     def from_source(
@@ -59,7 +79,8 @@ class NativeImageDataLoaders(DataLoaders):
             batch_tfms=batch_tfms,
         )
         # a list of one type, so that fastai asks for no length of an item
-        return block.dataloaders([*source.train, *source.valid], path=path, **options)
+        dls = block.dataloaders([*source.train, *source.valid], path=path, **options)
+        return cls(*dls.loaders, path=dls.path, device=dls.device)
 
     @classmethod
     def from_folder(
@@ -96,7 +117,9 @@ class NativeImageDataLoaders(DataLoaders):
     ) -> DataLoaders:
         """From a DataFrame with a column of paths relative to `path` and one of labels."""
         source = source_from_table(df, path, fn_col, label_col, valid_col, valid_pct, seed)
-        return cls.from_source(source, seed=seed, **{"path": path, **options})
+        dls = cls.from_source(source, seed=seed, **{"path": path, **options})
+        dls.columns = (fn_col, label_col)
+        return dls
 
     @classmethod
     def from_csv(
@@ -119,7 +142,9 @@ class NativeImageDataLoaders(DataLoaders):
             valid_fraction=valid_pct,
             seed=seed,
         )
-        return cls.from_source(source, seed=seed, **{"path": path, **options})
+        dls = cls.from_source(source, seed=seed, **{"path": path, **options})
+        dls.columns = (fn_col, label_col)
+        return dls
 
 
 def with_scales(dls: DataLoaders, scales: Sequence[int], views: str) -> DataLoaders:
@@ -130,4 +155,7 @@ def with_scales(dls: DataLoaders, scales: Sequence[int], views: str) -> DataLoad
     train, *others = dls.loaders
     loaders = [train.new(scales=scales, views=views)]
     loaders += [dl.new(scales=scales, views="native") for dl in others]
-    return type(dls)(*loaders, path=dls.path, device=dls.device)
+    again = type(dls)(*loaders, path=dls.path, device=dls.device)
+    if isinstance(dls, NativeImageDataLoaders):
+        again.columns = dls.columns
+    return again
