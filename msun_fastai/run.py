@@ -187,7 +187,7 @@ def measure(
         "valid_images": len(source.valid),
         "params": sum(p.numel() for p in saved.model.parameters()),
         "train_seconds": round(seconds, 1),
-        "native_accuracy": routed,
+        "native_accuracy": round(routed, 6),
         "routing": {str(s): counts[s] for s in scales},
         **by_size,
     }

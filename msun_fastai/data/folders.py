@@ -92,13 +92,13 @@ def source_from_table(
     samples = table_samples(table, root, path_column, label_column, name)
     split = split_column or next((c for c in SPLIT_COLUMNS if c in table.columns), "")
     if split == "":
-        return make_source(name, *stratified_split(samples, valid_fraction, seed))
+        return make_source(Path(name).stem, *stratified_split(samples, valid_fraction, seed))
     split = _column(table, split, (), name, "parts")
     is_valid = [_is_valid(v, name, row) for row, v in enumerate(table[split], start=1)]
     parts: tuple[list[Sample], list[Sample]] = ([], [])
     for sample, held_out in zip(samples, is_valid):
         parts[held_out].append(sample)
-    return make_source(name, *parts)
+    return make_source(Path(name).stem, *parts)
 
 
 def table_samples(
@@ -169,4 +169,4 @@ def source_from_csv(path: Path | str, **options: Any) -> Source:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a CSV file that can be read ({error})") from error
-    return source_from_table(table, **{"root": file.parent, "name": file.stem, **options})
+    return source_from_table(table, **{"root": file.parent, "name": str(file), **options})
