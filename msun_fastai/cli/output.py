@@ -58,7 +58,9 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    if title:  # a table's own title is folded to the table's width
+        console.print(title, highlight=False, soft_wrap=True)
+    table = Table()
     rows = [[("" if cell is None else str(cell)) for cell in row] for row in rows]
     for i, name in enumerate(columns):
         numeric = all(_is_number(row[i]) for row in rows if row[i])
