@@ -14,8 +14,8 @@ from msun_fastai.errors import TrainingError, UserError
 warnings.filterwarnings("ignore", message=r".*torch\.jit")
 
 # On a CPU, PyTorch's threads wait for each other by spinning, 300,000 turns unless told otherwise.
-# Where another process wants the same core a step then takes 25 times as long; with fewer turns
-# twice, and 10 to 15 % more where nobody does (measured on 2 cores). Read when torch is loaded.
+# With a second training beside it on 2 cores a step then took 25 times as long as alone, with fewer
+# turns 4 times; alone it took 7 to 18 % longer so. Read when torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
