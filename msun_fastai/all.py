@@ -8,8 +8,8 @@ from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.native import NativeDL, NativeImage, NativeImageBlock
 from msun_fastai.learner import Consistency, msun_cbs, msun_learner, save_learner
 from msun_fastai.losses import si_loss
-from msun_fastai.models.backbones import thin_resnet10
 from msun_fastai.models.net import MultiScaleNet, MultiScaleOutput, NetConfig
 from msun_fastai.models.saving import load_model_folder, save_model_folder
+from msun_fastai.models.thin import thin_resnet10
 from msun_fastai.models.weights import build_net
 from msun_fastai.scales import route, sweep_sizes

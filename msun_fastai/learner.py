@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,26 +23,30 @@ from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy, TermLogg
 from msun_fastai.data.loaders import with_scales
 from msun_fastai.data.native import NativeDL
 from msun_fastai.errors import UserError
-from msun_fastai.models.methods import find_method
+from msun_fastai.models.methods import CONSISTENCIES, find_method
 from msun_fastai.models.net import MultiScaleNet, NetConfig, param_groups
 from msun_fastai.models.saving import Preprocessing, SavedModel, save_model_folder
-from msun_fastai.models.weights import IMAGENET_STATS, build_net
+from msun_fastai.models.weights import build_net, input_stats
 from msun_fastai.scales import VIEWS, check_choice, sweep_sizes
 
-CONSISTENCIES = ("si", "none")
+PAIR = 2  # views that multi-scale training draws where the SI term compares them
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """What ties the views of one image together; see `ScaleInvariance` for the numbers."""
+    """What ties the views of one image together; see `ScaleInvariance` for the numbers.
 
-    kind: str = "si"
+    kind: `si`, `none`, or None for the method's own.
+    """
+
+    kind: str | None = None
     weight: float = 1.0
     floor: float = 0.0
     distance: str = "mse"
 
     def __post_init__(self) -> None:
-        check_choice("consistency", self.kind, CONSISTENCIES)
+        if self.kind is not None:
+            check_choice("consistency", self.kind, CONSISTENCIES)
 
 
 def msun_cbs(
@@ -52,9 +56,11 @@ def msun_cbs(
     method = find_method(config.method)
     entries = method.entries(config.scales)
     sizes = sweep_sizes(config.scales[0], config.scales[-1]) if method.random_sizes else ()
-    cbs: list[Callback] = [MultiScaleViews(entries, views, random_sizes=sizes)]
+    kind = method.consistency(consistency.kind)
+    draws = PAIR if kind == "si" else 1
+    cbs: list[Callback] = [MultiScaleViews(entries, views, random_sizes=sizes, draws=draws)]
     terms = ["ce"]
-    if consistency.kind == "si" and len(entries) > 1:
+    if kind == "si" and (sizes or len(entries) > 1):
         cbs.append(ScaleInvariance(consistency.weight, consistency.floor, consistency.distance))
         terms.append("si")
     return [*cbs, TermLogger(terms)]
@@ -66,7 +72,9 @@ def msun_learner(
     *,
     method: str = "msun",
     blocks: int = 1,
-    alignment: str = "canonical",
+    alignment: str | None = None,
+    grids: Sequence[int] | None = None,
+    norm: str = "shared",
     views: str | None = None,
     consistency: Consistency = Consistency(),
     pretrained: bool = True,
@@ -80,13 +88,13 @@ def msun_learner(
 ) -> Learner:
     """A fastai Learner on `dls` (from `NativeImageDataLoaders`), pretrained like `vision_learner`.
 
-    arch: a torchvision builder or its name. method: `msun`, `mst` or `vanilla`; the scales and the
-    routing are those of `dls`, of which `mst` and `vanilla` use the canonical scale alone. blocks:
-    k of Bk. views: policy `all`, `native` or `down`, that of `dls` by default. weights: a
-    state-dict file or one of torchvision's enum, instead of its default. n_out: number of classes,
-    from `dls` by default. scale_metrics: show the accuracy at each scale while training.
-    `learner_options` go to `Learner`. A pretrained model comes frozen up to its head, as fastai's
-    learners do. Raises `UserError`.
+    arch: a torchvision builder or its name, or a name of timm's. method: `msun`, `snet`, `mst` or
+    `vanilla`; the scales and the routing are those of `dls`, of which `mst` and `vanilla` use the
+    canonical scale alone. blocks, alignment, grids, norm: see `NetConfig`. views: policy `all`,
+    `native` or `down`, that of `dls` by default. weights: a state-dict file or one of torchvision's
+    enum, instead of its default. n_out: number of classes, from `dls` by default. scale_metrics:
+    show the accuracy at each scale while training. `learner_options` go to `Learner`. A pretrained
+    model comes frozen up to its head, as fastai's learners do. Raises `UserError`.
     """
     if not isinstance(dls.train, NativeDL):
         raise UserError(
@@ -99,13 +107,15 @@ def msun_learner(
         method=method,
         blocks=blocks,
         alignment=alignment,
+        grids=None if grids is None else tuple(grids),
+        norm=norm,
         routing=dls.train.routing,
     )
     model = build_net(config, pretrained, weights)
     entries = model.entry_scales
     views = check_choice("views", views or dls.train.views, VIEWS) if len(entries) > 1 else "all"
     dls = with_scales(dls, entries, views)
-    add_normalization(dls)
+    add_normalization(dls, *input_stats(config.arch))
     refuse_resizing(dls.valid)
     scale_accuracies = (
         [ScaleAccuracy(s) for s in entries] if scale_metrics and len(entries) > 1 else []
@@ -123,11 +133,11 @@ def msun_learner(
     return learn
 
 
-def add_normalization(dls: DataLoaders) -> None:
-    """Normalise batches with ImageNet's mean and standard deviation, unless `dls` do already."""
+def add_normalization(dls: DataLoaders, mean: list[float], std: list[float]) -> None:
+    """Normalise batches by `mean` and `std` per channel, unless `dls` do already."""
     if not any(isinstance(t, Normalize) for t in dls.train.after_batch.fs):
         # made on the CPU and moved to the loaders' device, which may not be fastai's default one
-        dls.add_tfms([Normalize.from_stats(*IMAGENET_STATS, cuda=False)], "after_batch")
+        dls.add_tfms([Normalize.from_stats(mean, std, cuda=False)], "after_batch")
         dls.to(dls.device)
 
 

@@ -36,22 +36,24 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    """The network: see `NetConfig`."""
+    """The network: see `NetConfig`. What is not set is the method's own."""
 
     arch: str = "resnet50"
     method: str = "msun"
     scales: list[int] = [32, 128, 224]
     blocks: int = Field(1, ge=0)
-    alignment: str = "canonical"
+    alignment: str | None = None
+    grids: list[int] | None = None
+    norm: str = "shared"
     routing: str = "nearest"
     pretrained: bool = True
     weights: str | None = None
 
 
 class ConsistencySection(Section):
-    """What ties the views together: see `Consistency`."""
+    """What ties the views together: see `Consistency`. What is not set is the method's own."""
 
-    kind: str = "si"
+    kind: str | None = None
     weight: float = Field(1.0, ge=0)
     floor: float = Field(0.0, ge=0)
     distance: str = "mse"

@@ -53,14 +53,14 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
     for sample in source.train + source.valid:
         native_size(sample.image)  # names a file whose header cannot be read
     # the first Learner before the folder: its weights or its data may turn out to be missing
-    learn = make_learner(recipe, source, recipe.model.method)
+    learn = make_learner(recipe, source)
     folder = new_run_folder(f"{source.name}-{recipe.model.method}", run_dir)
     console.print(f"run folder {folder}", highlight=False, soft_wrap=True)
-    metrics = train_one(recipe, source, learn, recipe.model.method, folder, console)
+    metrics = train_one(recipe, source, learn, folder, console)
     if recipe.baseline is not None:
-        learn = make_learner(recipe, source, recipe.baseline)
-        baseline = train_one(recipe, source, learn, recipe.baseline, folder / "baseline", console)
-        metrics["baseline"] = baseline
+        other = baseline_recipe(recipe)
+        learn = make_learner(other, source)
+        metrics["baseline"] = train_one(other, source, learn, folder / "baseline", console)
         write_json(folder / "metrics.json", metrics)
     return RunResult(folder, metrics)
 
@@ -71,6 +71,7 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     options = model.model_dump(exclude={"pretrained", "weights"})
     NetConfig(n_classes=2, **{**options, "scales": check_scales(model.scales)})
     Consistency(**recipe.consistency.model_dump())
+    find_method(model.method).consistency(recipe.consistency.kind)
     check_choice("distance", recipe.consistency.distance, DISTANCES)
     check_choice("views", recipe.train.views, VIEWS)
     check_choice("augment", recipe.data.augment, AUGMENTATIONS)
@@ -81,8 +82,22 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
         find_method(recipe.baseline)
         if recipe.baseline == model.method:
             raise UserError(f"baseline: {recipe.baseline} is the method itself; name another")
+        check_choices(baseline_recipe(recipe), None)
     if run_dir is not None and Path(run_dir).exists():
         check_empty(Path(run_dir))
+
+
+def baseline_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the baseline's own run: the same, but for what its method does not have."""
+    method = find_method(str(recipe.baseline))
+    values: dict[str, Any] = {"model.method": method.name, "baseline": None}
+    if recipe.consistency.kind not in method.consistencies:
+        values["consistency.kind"] = None
+    if not method.private_shallow:
+        values["model.grids"] = None
+    if not method.private_shallow or method.private_deep:
+        values["model.norm"] = "shared"
+    return recipe.with_values(values, "baseline")
 
 
 def load_source(recipe: Recipe) -> Source:
@@ -97,8 +112,8 @@ def load_source(recipe: Recipe) -> Source:
     return source.limited(data.limit, seed)
 
 
-def make_learner(recipe: Recipe, source: Source, method: str) -> Learner:
-    """The Learner of `recipe` with `method`, seeded: the same recipe gives the same weights."""
+def make_learner(recipe: Recipe, source: Source) -> Learner:
+    """The Learner of `recipe`, seeded: the same recipe gives the same weights."""
     model, train, data = recipe.model, recipe.train, recipe.data
     set_seed(train.seed, reproducible=True)
     device = pick_device(train.device)
@@ -116,9 +131,11 @@ def make_learner(recipe: Recipe, source: Source, method: str) -> Learner:
     learn = msun_learner(
         dls,
         model.arch,
-        method=method,
+        method=model.method,
         blocks=model.blocks,
         alignment=model.alignment,
+        grids=model.grids,
+        norm=model.norm,
         views=train.views,
         consistency=Consistency(**recipe.consistency.model_dump()),
         pretrained=model.pretrained and model.weights is None,
@@ -141,11 +158,10 @@ def _silent(row: Any) -> None:
 
 
 def train_one(
-    recipe: Recipe, source: Source, learn: Learner, method: str, folder: Path, console: Console
+    recipe: Recipe, source: Source, learn: Learner, folder: Path, console: Console
 ) -> dict[str, Any]:
     """Train one Learner and write its folder; returns its metrics."""
-    if method != recipe.model.method:  # the baseline's own run has no baseline
-        recipe = recipe.with_values({"model.method": method, "baseline": None}, "run")
+    method = recipe.model.method
     write_text(folder / "recipe.toml", recipe.to_toml())
     write_json(folder / "environment.json", environment(learn.dls.device))
     train = recipe.train
@@ -160,14 +176,12 @@ def train_one(
     if not math.isfinite(learn.recorder.values[-1][0]):
         raise TrainingError(f"{method}: the loss is not finite any more; try a lower --lr")
     save_learner(learn, folder / "model")
-    metrics = measure(recipe, source, learn, method, seconds)
+    metrics = measure(recipe, source, learn, seconds)
     write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-def measure(
-    recipe: Recipe, source: Source, learn: Learner, method: str, seconds: float
-) -> dict[str, Any]:
+def measure(recipe: Recipe, source: Source, learn: Learner, seconds: float) -> dict[str, Any]:
     """What `metrics.json` holds; its keys are documented in `docs/run-folder.md`."""
     saved = saved_model(learn)
     scales = saved.model.entry_scales
@@ -180,7 +194,7 @@ def measure(
     return {
         "data": source.name,
         "arch": recipe.model.arch,
-        "method": method,
+        "method": recipe.model.method,
         "scales": list(scales),
         "classes": len(source.classes),
         "train_images": len(source.train),

@@ -314,3 +314,74 @@ def test_it_runs_as_a_module():
         check=True,
     )
     assert out.stdout.startswith("msun-fastai ")
+
+
+# ---- costs ------------------------------------------------------------------------------------
+
+
+def test_flops_as_a_table_and_as_json(run):
+    words = ["flops", "--arch", "thin_resnet10", "--scales", "16,32,64", "--classes", "10"]
+    code, out, _ = run(*words)
+    assert code == 0
+    assert "of canonical" in out
+    assert "100.0 %" in out
+    code, out, err = run(*words, "--sizes", "16:64:16", "--alignment", "native", "--json", "-")
+    figures = json.loads(out)
+    assert code == 0
+    assert "mean" in err
+    assert {"params", "macs_per_subnet", "macs_by_size", "mean_macs"} <= set(figures)
+    assert list(figures["macs_per_subnet"]) == ["16", "32", "64"]
+    assert list(figures["macs_by_size"]) == ["16", "32", "48", "64"]
+    by_size = figures["macs_by_size"].values()
+    assert figures["mean_macs"] == pytest.approx(sum(by_size) / 4)
+    assert figures["alignment"] == "native"
+
+
+def test_flops_beside_the_paper(run):
+    code, out, _ = run("flops", "--paper", "--json", "-")
+    lines = json.loads(out)
+    assert code == 0
+    assert {line["network"] for line in lines} >= {"densenet121", "resnet50 SNet"}
+    assert all(line["difference"] == line["here"] / line["paper"] - 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--grids", "16,32"], "2 given for 3 scales"),
+        (["--arch", "alexnet"], "takes the methods vanilla and mst"),
+        (["--sizes", "32:x"], "START:STOP:STEP"),
+        (["--alignment", "natve"], "did you mean native"),
+        (["--arch", "alexnet", "--method", "vanilla", "--scales", "32"], "smallest it takes is 63"),
+    ],
+)
+def test_flops_of_what_cannot_be(run, words, says):
+    code, out, err = run("flops", *words)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_finetune_takes_the_choices_of_the_lattice(run, tmp_path):
+    words = [
+        *("finetune", "--dataset", "shapes", "--limit", "12", *SMALL, "--run-dir", tmp_path / "r"),
+        *("--method", "msun", "--norm", "per_scale", "--alignment", "native", "--blocks", "0"),
+        *("--consistency", "none", "--baseline", "mst", "--set", "model.grids=[4, 8, 16]"),
+    ]
+    code, _, err = run(*words, "--json", tmp_path / "m.json")
+    assert code == 0, err
+    config = json.loads((tmp_path / "r/model/config.json").read_text())["model"]
+    assert (config["norm"], config["alignment"], config["blocks"]) == ("per_scale", "native", 0)
+    assert config["grids"] == [4, 8, 16]
+    other = json.loads((tmp_path / "r/baseline/model/config.json").read_text())["model"]
+    assert (other["method"], other["norm"], other["grids"]) == ("mst", "shared", None)
+    header = (tmp_path / "r/history.csv").read_text().splitlines()[0]
+    assert ",si" not in header
+
+
+def test_vanilla_has_nothing_to_compare(run):
+    code, _, err = run(
+        *("finetune", "--dataset", "shapes", *SMALL, "--method", "vanilla", "--consistency", "si")
+    )
+    assert code == 2
+    assert "vanilla has no two views to compare" in err

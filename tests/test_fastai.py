@@ -70,8 +70,10 @@ def test_fine_tune_trains_the_head_first_then_everything(learn):
 
     class Look(Callback):
         def before_train(self):
-            weight = self.learn.model.deep.layer4[0].conv1.weight
-            trainable.append((weight.requires_grad, self.learn.model.head.fc.weight.requires_grad))
+            weight = self.learn.model.deep[0].layer4[0].conv1.weight
+            trainable.append(
+                (weight.requires_grad, self.learn.model.head[0].fc.weight.requires_grad)
+            )
 
     learn.fine_tune(1, freeze_epochs=1, cbs=Look())
     assert trainable == [(False, True), (True, True)]
@@ -80,8 +82,8 @@ def test_fine_tune_trains_the_head_first_then_everything(learn):
 def test_a_pretrained_learner_comes_frozen(make_learner, tmp_path):
     torch.save(resnet18().state_dict(), tmp_path / "w.pth")
     learn = make_learner(arch=resnet18, pretrained=False, weights=tmp_path / "w.pth")
-    assert not learn.model.deep.layer4[0].conv1.weight.requires_grad
-    assert learn.model.head.fc.weight.requires_grad
+    assert not learn.model.deep[0].layer4[0].conv1.weight.requires_grad
+    assert learn.model.head[0].fc.weight.requires_grad
 
 
 def test_lr_find(learn):

@@ -16,8 +16,8 @@ FLOORS = [
     ("data",),
     ("models",),
     ("callbacks",),
-    ("predict",),
-    ("learner", "evaluate", "runfolder"),
+    ("predict", "flops"),
+    ("learner", "evaluate", "runfolder", "paper"),
     ("all", "run"),
     ("cli",),
     ("__main__",),
@@ -32,6 +32,8 @@ FASTAI_FREE = (
     "models",
     "predict",
     "evaluate",
+    "flops",
+    "paper",
 )
 
 

@@ -3,7 +3,16 @@
 import pytest
 
 from msun_fastai.errors import UserError
-from msun_fastai.scales import check_scales, route, sweep_sizes, target_scale, view_scales
+from msun_fastai.scales import (
+    SCALE_SETS,
+    check_scales,
+    parse_scales,
+    parse_sizes,
+    route,
+    sweep_sizes,
+    target_scale,
+    view_scales,
+)
 
 SCALES = (32, 128, 224)
 # size: (nearest, up); 80 and 176 lie halfway between two scales
@@ -75,3 +84,27 @@ def test_unknown_choices_name_what_is_near():
 def test_sweep_is_the_papers():
     assert sweep_sizes(32, 224) == tuple(range(32, 225, 16))
     assert sweep_sizes(16, 16) == (16,)
+
+
+def test_scales_by_name():
+    assert parse_scales("s4") == (32, 96, 160, 224)
+    assert [len(SCALE_SETS[f"S{n}"]) for n in (2, 3, 4, 5)] == [2, 3, 4, 5]
+    assert all(scales[-1] == 224 for scales in SCALE_SETS.values())
+    assert parse_scales("16,64") == (16, 64)
+    with pytest.raises(UserError, match="scales: S9: write whole numbers"):
+        parse_scales("S9")
+
+
+def test_sizes_as_a_range():
+    assert parse_sizes("32:224:16") == sweep_sizes(32, 224)
+    assert parse_sizes("64,32") == (32, 64)
+    assert parse_sizes("10:30:15") == (10, 25)
+    for text, says in (
+        ("32:x:16", "START:STOP:STEP"),
+        ("32:64:0", "START:STOP:STEP"),
+        ("64:32:16", "sizes: none given"),
+        ("0:32:16", "sizes: 0,16,32: a side is"),
+        ("a,b", "sizes: a,b: write whole numbers"),
+    ):
+        with pytest.raises(UserError, match=says):
+            parse_sizes(text)

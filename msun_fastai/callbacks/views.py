@@ -19,7 +19,7 @@ class MultiScaleViews(Callback):
 
     scales: those at which the model takes images. views: which of them a batch gives, by its own
     side (see `view_scales`). random_sizes: multi-scale training instead, which reduces the batch
-    to one of these sides, drawn for each batch, and brings it up to the canonical scale again.
+    to `draws` of these sides, drawn for each batch, and brings it up to the canonical scale again.
 
     The views are made on the batch's device. The loss that is backpropagated is the sum over the
     views; the one that is shown is their mean, which compares with the validation loss. Mixed
@@ -31,9 +31,15 @@ class MultiScaleViews(Callback):
     # MixedPrecision (10) rescale the loss and leave autocast in after_loss
     run_valid = False
 
-    def __init__(self, scales: Sequence[int], views: str = "all", random_sizes: Sequence[int] = ()):
+    def __init__(
+        self,
+        scales: Sequence[int],
+        views: str = "all",
+        random_sizes: Sequence[int] = (),
+        draws: int = 1,
+    ):
         self.scales, self.views = tuple(scales), check_choice("views", views, VIEWS)
-        self.random_sizes = tuple(random_sizes)
+        self.random_sizes, self.draws = tuple(random_sizes), draws
 
     def before_fit(self) -> None:
         self.learn.terms = {}
@@ -41,8 +47,9 @@ class MultiScaleViews(Callback):
     def before_batch(self) -> None:
         (x,) = self.xb
         if self.random_sizes:
-            size = self.random_sizes[int(torch.randint(len(self.random_sizes), ()))]
-            self.learn.xb = (rescale_view(x, size, self.scales[-1]),)
+            drawn = torch.randperm(len(self.random_sizes))[: self.draws].sort().values
+            sizes = [self.random_sizes[i] for i in drawn.tolist()]
+            self.learn.xb = tuple(rescale_view(x, size, self.scales[-1]) for size in sizes)
         else:
             self.learn.xb = tuple(make_views(x, view_scales(x.shape[-1], self.scales, self.views)))
 

@@ -8,6 +8,7 @@ import typer
 
 from msun_fastai import __version__
 from msun_fastai.cli.finetune import finetune
+from msun_fastai.cli.flops import flops
 from msun_fastai.cli.predict import predict
 
 app = typer.Typer(
@@ -37,4 +38,5 @@ def options(
 
 
 app.command()(finetune)
+app.command()(flops)
 app.command()(predict)

@@ -23,14 +23,26 @@ def finetune(
         Text, typer.Option(help="Start from this recipe: a shipped name or a .toml file.")
     ] = None,
     arch: Annotated[
-        Text, typer.Option(help="Backbone: a torchvision name, such as resnet50.")
+        Text, typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
     ] = None,
-    method: Annotated[Text, typer.Option(help="msun, mst or vanilla.")] = None,
+    method: Annotated[Text, typer.Option(help="msun, snet, mst or vanilla.")] = None,
+    consistency: Annotated[
+        Text, typer.Option(help="si or none; the method's own by default.")
+    ] = None,
     baseline: Annotated[
         Text, typer.Option(help="A method to train the same way and compare with.")
     ] = None,
     scales: Annotated[
-        Text, typer.Option(help="Input sides, ascending, such as 32,128,224.")
+        Text, typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
+    ] = None,
+    alignment: Annotated[
+        Text, typer.Option(help="Grid of the deep layers: canonical or native.")
+    ] = None,
+    norm: Annotated[
+        Text, typer.Option(help="Batch norm in the deep layers: shared or per_scale.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     bs: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
@@ -66,6 +78,7 @@ def finetune(
     """Train a classifier on images of mixed sizes and test it at every size."""
     from msun_fastai.cli.output import check_output, make_console, write_result
     from msun_fastai.recipe import Recipe, load_recipe, parse_assignment
+    from msun_fastai.scales import parse_scales
 
     values: dict[str, Any] = {
         "data.dataset": dataset,
@@ -74,7 +87,11 @@ def finetune(
         "data.limit": limit,
         "model.arch": arch,
         "model.method": method,
-        "model.scales": parse_scales(scales) if scales is not None else None,
+        "model.blocks": blocks,
+        "model.alignment": alignment,
+        "model.norm": norm,
+        "consistency.kind": consistency,
+        "model.scales": list(parse_scales(scales)) if scales is not None else None,
         "model.pretrained": pretrained,
         "model.weights": weights,
         "train.epochs": epochs,
@@ -99,18 +116,6 @@ def finetune(
     show_metrics(console, result.metrics)
     console.print(f"run folder {result.folder}", highlight=False, soft_wrap=True)
     write_result({"run": str(result.folder), **result.metrics}, json_file)
-
-
-def parse_scales(text: str) -> list[int]:
-    """`32,128,224` as numbers. Raises `UserError`."""
-    from msun_fastai.errors import UserError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"--scales {text}: write whole numbers with commas, such as 32,128,224"
-        ) from None
 
 
 def show_metrics(console: Any, metrics: dict[str, Any]) -> None:

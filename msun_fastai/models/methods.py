@@ -5,35 +5,59 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msun_fastai.errors import UserError
 from msun_fastai.scales import check_choice
 
 ALIGNMENTS = ("canonical", "native")
+CONSISTENCIES = ("si", "none")
 
 
 @dataclass(frozen=True)
 class Method:
     """One way for a network to deal with scales; every field is a choice of the one body.
 
-    subnets: each scale enters through shallow layers of its own; otherwise images of every size
-    are brought to the canonical scale. random_sizes: each training batch is first reduced to a
-    size drawn at random (multi-scale training).
+    private_shallow: each scale enters through shallow layers of its own; otherwise images of every
+    size are brought to the canonical scale. private_deep: each scale has deep layers and a head of
+    its own, too. random_sizes: each training batch is first reduced to a size drawn at random
+    (multi-scale training). alignment: the grid on which g runs, unless the user says otherwise.
+    consistencies: the terms that it can be trained with, its own first.
     """
 
     name: str
-    subnets: bool
-    random_sizes: bool
+    private_shallow: bool = False
+    private_deep: bool = False
+    random_sizes: bool = False
+    alignment: str = "canonical"
+    consistencies: tuple[str, ...] = ("none", "si")
 
     def entries(self, scales: Sequence[int]) -> tuple[int, ...]:
         """The scales at which the network takes images, ascending; the last is the canonical."""
-        return tuple(scales) if self.subnets else (scales[-1],)
+        return tuple(scales) if self.private_shallow else (scales[-1],)
+
+    def consistency(self, kind: str | None) -> str:
+        """`kind`, or the method's own where it is None. Raises `UserError` where it has no place.
+
+        A method that sees one view of an image has nothing to compare.
+        """
+        if kind is None:
+            return self.consistencies[0]
+        check_choice("consistency", kind, CONSISTENCIES)
+        if kind not in self.consistencies:
+            fits = " or ".join(self.consistencies)
+            raise UserError(
+                f"consistency: {self.name} has no two views to compare; it takes {fits}"
+            )
+        return kind
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("vanilla", subnets=False, random_sizes=False),
-        Method("mst", subnets=False, random_sizes=True),  # Section VI-C
-        Method("msun", subnets=True, random_sizes=False),  # Section V
+        Method("vanilla", consistencies=("none",)),
+        Method("mst", random_sizes=True),  # Section VI-C
+        # Table VI: subnets without a unified network
+        Method("snet", private_shallow=True, private_deep=True, alignment="native"),
+        Method("msun", private_shallow=True, consistencies=("si", "none")),  # Section V
     )
 }
 

@@ -13,12 +13,12 @@ from msun_fastai import __version__
 from msun_fastai.data.resize import RESIZE_RULES
 from msun_fastai.errors import UserError
 from msun_fastai.files import replacing, write_json
-from msun_fastai.models.backbones import find_family
+from msun_fastai.models.families import find_family
 from msun_fastai.models.net import MultiScaleNet, NetConfig
 from msun_fastai.models.weights import IMAGENET_STATS
 from msun_fastai.scales import check_choice
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 
@@ -45,12 +45,11 @@ def save_model_folder(folder: Path | str, saved: SavedModel) -> Path:
 
     The configuration comes last, so that a folder that has one is whole.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save_model
 
     path = Path(folder)
-    state = {name: value.contiguous().cpu() for name, value in saved.model.state_dict().items()}
-    with replacing(path / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+    with replacing(path / WEIGHTS_FILE) as temporary:  # parameters that scales share come once
+        save_model(saved.model, str(temporary), metadata={"format": "pt"})
     write_json(
         path / CONFIG_FILE,
         {
@@ -77,14 +76,14 @@ def find_model_folder(run: Path | str) -> Path:
 def load_model_folder(run: Path | str, device: str | torch.device = "cpu") -> SavedModel:
     """The model of a run folder or model folder, in evaluation mode. Raises `UserError`."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load_model
 
     folder = find_model_folder(run)
     config, classes, preprocessing = _read_config(folder / CONFIG_FILE)
     model = MultiScaleNet(config, find_family(config.arch).build(config.arch, config.n_classes))
     file = folder / WEIGHTS_FILE
     try:
-        model.load_state_dict(load_file(file))
+        load_model(model, file)
     except FileNotFoundError:
         raise UserError(f"model {file}: no such file") from None
     except (SafetensorError, RuntimeError, OSError) as error:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 from msun_fastai.errors import UserError
-from msun_fastai.models.backbones import find_family
+from msun_fastai.models import timm_names
+from msun_fastai.models.backbones import Family
+from msun_fastai.models.families import find_family
 from msun_fastai.models.net import MultiScaleNet, NetConfig
 
 ADVICE = "give --weights FILE (a state dict) or --no-pretrained"
@@ -22,9 +25,10 @@ IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of every torc
 def build_net(
     config: NetConfig, pretrained: bool = False, weights: Path | str | WeightsEnum | None = None
 ) -> MultiScaleNet:
-    """The network of `config`, from random weights, torchvision's default ones, or `weights`.
+    """The network of `config`, from random weights, published ones (`pretrained`), or `weights`.
 
-    `weights` is a state-dict file or a member of torchvision's enum.
+    Published are torchvision's default weights, or timm's for a name of timm's; `weights` is a
+    state-dict file or a member of torchvision's enum.
 
     Every subnet starts from the given shallow layers. The classifier is new unless the file's has
     as many classes. Raises `UserError` where weights cannot be had or do not fit.
@@ -32,19 +36,26 @@ def build_net(
     family = find_family(config.arch)
     network = family.build(config.arch, config.n_classes)
     if isinstance(weights, WeightsEnum):
-        load_backbone(network, torchvision_state(weights), family.classifier, str(weights))
+        load_backbone(network, torchvision_state(weights), family, str(weights))
     elif weights is not None:
-        load_backbone(network, read_state(weights), family.classifier, str(weights))
+        load_backbone(network, read_state(weights), family, str(weights))
     elif pretrained:
-        load_backbone(network, imagenet_state(config.arch), family.classifier, "ImageNet weights")
+        load_backbone(network, imagenet_state(config.arch), family, "ImageNet weights")
     return MultiScaleNet(config, network)
 
 
 def imagenet_state(arch: str) -> dict[str, Tensor]:
-    """torchvision's default ImageNet weights for `arch`."""
-    if arch in find_family(arch).builders:
+    """The published ImageNet weights for `arch`: torchvision's default ones, or timm's."""
+    if find_family(arch).timm_module:
+        return timm_names.pretrained_state(arch, ADVICE)
+    if arch not in list_models():
         raise UserError(f"arch {arch}: there are no pretrained weights for it; {ADVICE}")
     return torchvision_state(get_model_weights(arch).DEFAULT)
+
+
+def input_stats(arch: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel (of values from 0 to 1) that `arch` expects."""
+    return timm_names.input_stats(arch) if find_family(arch).timm_module else IMAGENET_STATS
 
 
 def torchvision_state(choice: WeightsEnum) -> dict[str, Tensor]:
@@ -88,17 +99,17 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
     return state
 
 
-def load_backbone(
-    network: nn.Module, state: dict[str, Tensor], classifier: str, where: str
-) -> None:
+def load_backbone(network: nn.Module, state: dict[str, Tensor], family: Family, where: str) -> None:
     """Load `state` into `network`; its classifier only where the number of classes agrees."""
     own = network.state_dict()
+    head = f"{family.classifier}."
+    named = {modern_name(n): v for n, v in state.items() if not n.startswith(family.unused)}
     state = {
         name: value
-        for name, value in state.items()
-        if not (name.startswith(f"{classifier}.") and own[name].shape != value.shape)
+        for name, value in named.items()
+        if not (name.startswith(head) and name in own and own[name].shape != value.shape)
     }
-    missing = [n for n in own if n not in state and not n.startswith(f"{classifier}.")]
+    missing = [n for n in own if n not in state and not n.startswith(head)]
     missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     strange = [n for n in state if n not in own]
     wrong = [n for n in state if n in own and own[n].shape != state[n].shape]
@@ -109,3 +120,8 @@ def load_backbone(
                 "they are not of this backbone"
             )
     network.load_state_dict(state, strict=False)
+
+
+def modern_name(name: str) -> str:
+    """A parameter's name as torchvision has it now; its DenseNet files say `norm.1` for `norm1`."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)

@@ -1,0 +1,129 @@
+"""`msun-fastai flops`: what a network costs at every input size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from msun_fastai.flops import Cost
+
+Text = str | None
+
+
+def flops(
+    arch: Annotated[
+        str, typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
+    ] = "resnet50",
+    method: Annotated[str, typer.Option(help="msun, snet, mst or vanilla.")] = "msun",
+    scales: Annotated[
+        str, typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
+    ] = "S3",
+    blocks: Annotated[
+        int, typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
+    ] = 1,
+    alignment: Annotated[
+        Text, typer.Option(help="Grid of the deep layers: canonical or native.")
+    ] = None,
+    grids: Annotated[
+        Text, typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")
+    ] = None,
+    norm: Annotated[
+        str, typer.Option(help="Batch norm in the deep layers: shared or per_scale.")
+    ] = "shared",
+    routing: Annotated[str, typer.Option(help="nearest or up.")] = "nearest",
+    sizes: Annotated[
+        Text,
+        typer.Option(help="Input sizes, 32:224:16 or 32,128; 13 over the scales by default."),
+    ] = None,
+    classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 1000,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's figures and ours, for its four networks.")
+    ] = False,
+    json_file: Annotated[
+        Text,
+        typer.Option(
+            "--json", help="Write the figures as JSON to this file; - for standard output."
+        ),
+    ] = None,
+) -> None:
+    """Count parameters and multiply-accumulates (MACs), per subnet and per input size."""
+    from msun_fastai.cli.output import check_output, make_console, write_result
+    from msun_fastai.scales import parse_numbers, parse_scales, parse_sizes, sweep_sizes
+
+    check_output("--json", json_file)
+    console = make_console(json_file)
+    if paper:
+        from msun_fastai.paper import NOTES, compare
+
+        lines = compare()
+        show_paper(console, lines, NOTES)
+        write_result([line.as_dict() for line in lines], json_file)
+        return
+    sides = parse_scales(scales)
+    tested = parse_sizes(sizes) if sizes is not None else sweep_sizes(sides[0], sides[-1])
+    wanted = tuple(parse_numbers("grids", grids)) if grids is not None else None
+
+    from msun_fastai.flops import network_cost
+    from msun_fastai.models.net import NetConfig
+
+    config = NetConfig(arch, classes, sides, method, blocks, alignment, wanted, norm, routing)
+    cost = network_cost(config, tested)
+    show_cost(console, config.arch, cost)
+    write_result({**config.as_dict(), **cost.as_dict()}, json_file)
+
+
+def show_cost(console: Any, arch: str, cost: Cost) -> None:
+    """The cost per subnet, per input size, and the mean beside the plain backbone's."""
+    from msun_fastai.cli.output import print_table
+
+    def share(macs: float) -> str:
+        return f"{100 * macs / cost.plain_macs:.1f} %"
+
+    print_table(
+        console,
+        f"cost of each subnet with g (of {arch} at its canonical scale)",
+        ["subnet", "grid", "MACs (G)", "of canonical"],
+        [
+            [scale, cost.grids[scale], f"{macs / 1e9:.3f}", share(macs)]
+            for scale, macs in cost.macs_per_subnet.items()
+        ],
+    )
+    print_table(
+        console,
+        "cost of an image",
+        ["input size", "subnet", "MACs (G)", "of canonical"],
+        [
+            [size, cost.subnet_by_size[size], f"{macs / 1e9:.3f}", share(macs)]
+            for size, macs in cost.macs_by_size.items()
+        ],
+    )
+    lines = (
+        f"mean {cost.mean_macs / 1e9:.3f} G, {100 * cost.saving:.1f} % less than {arch} with every "
+        f"image brought to its canonical scale ({cost.plain_macs / 1e9:.3f} G)",
+        f"parameters {cost.params / 1e6:.2f}M, {arch} {cost.plain_params / 1e6:.2f}M",
+        f"{arch} by itself runs from {cost.plain_smallest} pixels up",
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def show_paper(console: Any, lines: Any, notes: Any) -> None:
+    """The paper's figures and ours, and why some of them differ."""
+    from msun_fastai.cli.output import print_table
+
+    def number(value: float) -> str:
+        return f"{value:.1f}" if value < 1e6 else f"{value:.3g}"
+
+    rows = [
+        [
+            *(line.network, line.figure, line.table, number(line.paper), number(line.here)),
+            f"{100 * line.difference:+.1f} %",
+        ]
+        for line in lines
+    ]
+    columns = ["network", "figure", "table", "paper", "here", "difference"]
+    print_table(console, "costs in the paper, and here", columns, rows)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)

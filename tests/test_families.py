@@ -1,0 +1,246 @@
+"""The table of backbones: every row cut, trained, saved, loaded, predicted with and exported."""
+
+import pytest
+import torch
+from fastai.learner import load_learner
+from fastai.torch_core import set_seed
+from PIL import Image
+from torch import nn
+
+from msun_fastai.data.loaders import NativeImageDataLoaders
+from msun_fastai.errors import UserError
+from msun_fastai.learner import msun_learner, save_learner
+from msun_fastai.models import timm_names
+from msun_fastai.models.backbones import cut_backbone
+from msun_fastai.models.families import FAMILIES, find_family, known_archs
+from msun_fastai.models.meta import grid_of, run_on_meta, smallest_side
+from msun_fastai.models.net import MultiScaleNet, NetConfig
+from msun_fastai.models.subnets import first_conv
+from msun_fastai.models.weights import build_net
+from msun_fastai.predict import Predictor
+
+OF_TIMM = {"resnet": "resnet14t", "regnet": "regnetx_002", "convnext": "convnext_atto"}
+SMALLEST = {"regnet": "regnet_y_400mf", "vgg": "vgg11_bn"}  # elsewhere a row's first network
+needs_timm = pytest.mark.skipif(not timm_names.installed(), reason="timm is not installed")
+
+
+def smallest(family):
+    return OF_TIMM.get(family.timm_module) or SMALLEST.get(family.name) or family.archs[0]
+
+
+ROWS = [
+    pytest.param(smallest(f), id=f.name, marks=[needs_timm] if f.timm_module else [])
+    for f in FAMILIES
+]
+
+
+def tensors(module):
+    return {id(t) for t in [*module.parameters(), *module.buffers()]}
+
+
+def test_the_table():
+    names = [arch for family in FAMILIES for arch in family.archs]
+    assert len(names) == len(set(names)) > 50
+    for kind in ("resnet", "resnext", "wide_resnet", "densenet", "vgg", "mobilenet_v2"):
+        assert any(name.startswith(kind) for name in names)
+    for kind in ("mobilenet_v3", "efficientnet", "convnext", "regnet", "googlenet", "alexnet"):
+        assert any(name.startswith(kind) for name in names)
+    assert "inception_v3" in names
+
+
+@pytest.mark.parametrize("arch", known_archs())
+def test_a_cut_takes_every_parameter_once(arch):
+    """At every block: what the parts hold together is what the network holds."""
+    family = find_family(arch)
+    network = family.build_blank(arch, 7)
+    most = 0
+    for blocks in range(9):
+        try:
+            cut = cut_backbone(network, family, blocks)
+        except UserError:
+            break
+        parts = [{id(p) for p in part.parameters()} for part in cut[:3]]
+        assert all(parts), "a part without parameters"
+        assert set.union(*parts) == {id(p) for p in network.parameters()}
+        assert sum(map(len, parts)) == len(set.union(*parts))
+        assert run_on_meta(nn.Sequential(*cut[:3]), 224).shape == (1, 7)
+        reducible = dict(cut.shallow.named_modules())
+        assert all(path in reducible for path in cut.reducers)
+        most = blocks
+    assert most == {"googlenet": 2, "alexnet": 1}.get(arch, 3)
+
+
+@pytest.mark.parametrize("arch", ROWS)
+def test_the_canonical_path_is_the_plain_network(arch):
+    torch.manual_seed(0)
+    plain = find_family(arch).build(arch, 7).eval()
+    side = max(64, smallest_side(plain, 224))
+    model = MultiScaleNet(NetConfig(arch, 7, (side,), method="vanilla"), plain).eval()
+    x = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        expected = plain(x)  # in the millions where Inception v3 has random weights
+        assert (model(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        given = {id(p) for p in plain.parameters()}
+    assert {id(p) for p in model.parameters()} == given
+
+
+@pytest.mark.parametrize("arch", ROWS)
+def test_subnets_of_every_family_fit(arch):
+    """No grid above the canonical one, no kernel below its stride or above the canonical one."""
+    family = find_family(arch)
+    if not family.subnets:
+        with pytest.raises(UserError, match=r"bears no subnets .* vanilla and mst"):
+            NetConfig(arch, 7)
+        return
+    blank = family.build_blank(arch, 7)
+    with torch.device("meta"):
+        model = MultiScaleNet(NetConfig(arch, 7, alignment="native"), blank)
+    grids = [grid[0] for grid in model.grids]
+    assert grids == sorted(grids)
+    assert grids[0] >= 16
+    convs = [first_conv(f)[1] for f in model.subnets]
+    kernels = [conv.kernel_size[0] for conv in convs]
+    assert kernels == sorted(kernels)
+    assert kernels[0] == 3
+    assert all(conv.stride[0] <= conv.kernel_size[0] for conv in convs)
+    assert all(grid_of(f, s)[0] == g for f, s, g in zip(model.subnets, (32, 128, 224), grids))
+
+
+@pytest.mark.parametrize("arch", ROWS)
+def test_every_family_does_the_main_job(arch, shapes, tmp_path):
+    """Two steps of training, save, load, predict at five sizes, export both ways."""
+    family = find_family(arch)
+    canonical = max(64, smallest_side(family.build_blank(arch, 7), 224))
+    set_seed(1)
+    dls = NativeImageDataLoaders.from_source(
+        shapes.limited(12, 0), scales=(32, canonical), bs=6, num_workers=0, device="cpu"
+    )
+    method = "msun" if family.subnets else "mst"
+    learn = msun_learner(dls, arch, method=method, pretrained=False, alignment="native")
+    learn.remove_cbs(learn._grab_cbs(type(learn.progress)))
+    before = {name: p.detach().clone() for name, p in learn.model.named_parameters()}
+    with learn.no_logging():
+        learn.fit(1, 1e-3)
+    assert learn.recorder.smooth_loss == learn.recorder.smooth_loss  # not NaN
+    assert [n for n, p in learn.model.named_parameters() if torch.equal(p, before[n])] == []
+    images = [Image.fromarray(shapes.valid[0].image).resize((s, s)) for s in (8, 32, 50, 64, 300)]
+    predictor = Predictor.from_run(save_learner(learn, tmp_path / "model"))
+    learn.export(tmp_path / "learner.pkl")
+    again = load_learner(tmp_path / "learner.pkl")
+    for image, prediction in zip(images, predictor.predict(images), strict=True):
+        assert prediction.label in dls.vocab
+        label, _, probabilities = again.predict(image)
+        assert label == prediction.label
+        assert probabilities.max().item() == pytest.approx(prediction.probability, abs=1e-4)
+    scale = learn.model.entry_scales[0]
+    plain = learn.model.at_scale(0).eval()
+    x = torch.randn(1, 3, scale, scale)
+    exported = torch.export.export(plain, (x,)).module()
+    with torch.no_grad():
+        assert torch.allclose(exported(x), plain(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arch", "smallest"), [("inception_v3", 75), ("alexnet", 63), ("googlenet", 15), ("vgg16", 32)]
+)
+def test_sizes_at_which_a_network_cannot_run(arch, smallest):
+    with pytest.raises(
+        UserError, match=f"{arch} cannot run at 14 .* smallest it takes is {smallest}"
+    ):
+        build_net(NetConfig(arch, 7, (14,), method="vanilla"))
+    network = find_family(arch).build(arch, 7).eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 3, smallest, smallest)).shape == (1, 7)
+        with pytest.raises(RuntimeError):
+            network(torch.randn(1, 3, smallest - 1, smallest - 1))
+
+
+def test_densenet_files_of_torchvision_have_older_names(tmp_path):
+    """`norm.1` and `conv.2` in the published files, `norm1` and `conv2` in the network."""
+    import re
+
+    torch.manual_seed(4)
+    plain = find_family("densenet121").build("densenet121", 1000)
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", n): v
+        for n, v in plain.state_dict().items()
+        if not n.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet.pth")
+    model = build_net(
+        NetConfig("densenet121", 3, (64,), "vanilla"), weights=tmp_path / "densenet.pth"
+    )
+    own = model.state_dict()
+    name = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(own[f"deep.0.{name}"], plain.state_dict()[name])
+
+
+def test_auxiliary_classifiers_of_published_weights_are_left_out(tmp_path):
+    torch.manual_seed(4)
+    plain = find_family("googlenet").build("googlenet", 1000)
+    state = {
+        **plain.state_dict(),
+        "aux1.fc2.weight": torch.zeros(2),
+        "aux2.fc2.bias": torch.zeros(2),
+    }
+    torch.save(state, tmp_path / "w.pth")
+    model = build_net(NetConfig("googlenet", 3, (64,), "vanilla"), weights=tmp_path / "w.pth")
+    assert torch.equal(model.state_dict()["subnets.0.conv1.conv.weight"], plain.conv1.conv.weight)
+
+
+# ---- timm's names -----------------------------------------------------------------------------
+
+
+@needs_timm
+def test_timm_names_come_through_the_same_door(dls):
+    learn = msun_learner(dls, "resnet14t", pretrained=False)
+    assert learn.model.subnets[0].conv1[0].kernel_size == (3, 3)  # a stem of three convolutions
+    assert find_family("resnet50d").timm_module == "resnet"
+    assert find_family("resnet50.a1_in1k").timm_module == "resnet"
+    assert find_family("resnet50").timm_module is None  # torchvision has it, too
+
+
+@needs_timm
+def test_timm_statistics_normalise(dls, monkeypatch):
+    monkeypatch.setattr(timm_names, "input_stats", lambda arch: ([0.5] * 3, [0.25] * 3))
+    learn = msun_learner(dls, "resnet14t", pretrained=False)
+    norm = learn.dls.train.after_batch.fs[-1]
+    assert norm.mean.flatten().tolist() == [0.5] * 3
+    assert norm.std.flatten().tolist() == [0.25] * 3
+
+
+@needs_timm
+def test_timm_weights_that_cannot_be_had(monkeypatch):
+    import timm
+
+    def fails(arch, pretrained):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(UserError, match=r"no network.*--weights FILE .* --no-pretrained"):
+        timm_names.pretrained_state("resnet50d", "give --weights FILE (a file) or --no-pretrained")
+
+
+@pytest.mark.parametrize(
+    ("arch", "says"),
+    [
+        ("resnet50dd", "did you mean .*resnet50d"),
+        ("vit_tiny_patch16_224", "timm has it, but its structure"),
+        ("nothing_like_it", "known: .*alexnet.*and timm's resnet, regnet, convnext"),
+    ],
+)
+@needs_timm
+def test_names_that_have_no_family(arch, says):
+    with pytest.raises(UserError, match=says):
+        find_family(arch)
+
+
+def test_without_timm(monkeypatch):
+    monkeypatch.setattr(timm_names, "installed", lambda: False)
+    timm_names.module_of.cache_clear()
+    with pytest.raises(
+        UserError, match=r"pip install 'msun-fastai\[timm\]'.* did you mean resnet50"
+    ):
+        find_family("resnet50d")
+    timm_names.module_of.cache_clear()
