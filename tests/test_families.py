@@ -1,5 +1,9 @@
 """The table of backbones: every row cut, trained, saved, loaded, predicted with and exported."""
 
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from fastai.learner import load_learner
@@ -10,8 +14,8 @@ from torch import nn
 from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.errors import UserError
 from msun_fastai.learner import msun_learner, save_learner
-from msun_fastai.models import timm_names
-from msun_fastai.models.backbones import cut_backbone
+from msun_fastai.models import families, timm_names
+from msun_fastai.models.backbones import Family, cut_backbone
 from msun_fastai.models.families import FAMILIES, find_family, known_archs
 from msun_fastai.models.meta import grid_of, run_on_meta, smallest_side
 from msun_fastai.models.net import MultiScaleNet, NetConfig
@@ -19,6 +23,7 @@ from msun_fastai.models.subnets import first_conv
 from msun_fastai.models.weights import build_net
 from msun_fastai.predict import Predictor
 
+ROOT = Path(__file__).parent.parent
 OF_TIMM = {"resnet": "resnet14t", "regnet": "regnetx_002", "convnext": "convnext_atto"}
 SMALLEST = {"regnet": "regnet_y_400mf", "vgg": "vgg11_bn"}  # elsewhere a row's first network
 needs_timm = pytest.mark.skipif(not timm_names.installed(), reason="timm is not installed")
@@ -106,8 +111,7 @@ def test_subnets_of_every_family_fit(arch):
     assert all(grid_of(f, s)[0] == g for f, s, g in zip(model.subnets, (32, 128, 224), grids))
 
 
-@pytest.mark.parametrize("arch", ROWS)
-def test_every_family_does_the_main_job(arch, shapes, tmp_path):
+def do_the_main_job(arch, shapes, folder):
     """Two steps of training, save, load, predict at five sizes, export both ways."""
     family = find_family(arch)
     canonical = max(64, smallest_side(family.build_blank(arch, 7), 224))
@@ -124,9 +128,9 @@ def test_every_family_does_the_main_job(arch, shapes, tmp_path):
     assert learn.recorder.smooth_loss == learn.recorder.smooth_loss  # not NaN
     assert [n for n, p in learn.model.named_parameters() if torch.equal(p, before[n])] == []
     images = [Image.fromarray(shapes.valid[0].image).resize((s, s)) for s in (8, 32, 50, 64, 300)]
-    predictor = Predictor.from_run(save_learner(learn, tmp_path / "model"))
-    learn.export(tmp_path / "learner.pkl")
-    again = load_learner(tmp_path / "learner.pkl")
+    predictor = Predictor.from_run(save_learner(learn, folder / "model"))
+    learn.export(folder / "learner.pkl")
+    again = load_learner(folder / "learner.pkl")
     for image, prediction in zip(images, predictor.predict(images), strict=True):
         assert prediction.label in dls.vocab
         label, _, probabilities = again.predict(image)
@@ -138,6 +142,20 @@ def test_every_family_does_the_main_job(arch, shapes, tmp_path):
     exported = torch.export.export(plain, (x,)).module()
     with torch.no_grad():
         assert torch.allclose(exported(x), plain(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ROWS)
+def test_every_family_does_the_main_job(arch, shapes, tmp_path):
+    do_the_main_job(arch, shapes, tmp_path)
+
+
+def test_the_row_in_contributing_works(shapes, tmp_path, monkeypatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    code = textwrap.dedent(re.search(r"```python\n(.*?)```", text, re.S).group(1))
+    assert code.count("\n") < 20
+    row = eval(code.strip(), {"Family": Family})
+    monkeypatch.setattr(families, "FAMILIES", (*FAMILIES, row))
+    do_the_main_job(row.archs[0], shapes, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +175,6 @@ def test_sizes_at_which_a_network_cannot_run(arch, smallest):
 
 def test_densenet_files_of_torchvision_have_older_names(tmp_path):
     """`norm.1` and `conv.2` in the published files, `norm1` and `conv2` in the network."""
-    import re
-
     torch.manual_seed(4)
     plain = find_family("densenet121").build("densenet121", 1000)
     old = {

@@ -11,7 +11,7 @@ PACKAGE = Path(msun_fastai.__file__).parent
 # from the ground up; a module may import those of lower floors, and of its own floor where allowed
 FLOORS = [
     ("errors", "__init__"),
-    ("scales", "files"),
+    ("scales", "files", "memory"),
     ("views", "losses", "recipe", "devices"),
     ("data",),
     ("models",),
@@ -26,6 +26,7 @@ FASTAI_FREE = (
     "errors",
     "scales",
     "files",
+    "memory",
     "views",
     "losses",
     "recipe",

@@ -110,8 +110,10 @@ def finetune(
     check_output("--json", json_file)
     console = make_console(json_file)
 
+    from msun_fastai.memory import keep_freed_memory
     from msun_fastai.run import finetune as run_finetune
 
+    keep_freed_memory()
     result = run_finetune(chosen, console, run_dir)
     show_metrics(console, result.metrics)
     console.print(f"run folder {result.folder}", highlight=False, soft_wrap=True)

@@ -56,8 +56,10 @@ def predict(
     check_output("--json", json_file)
     files = expand_paths(paths)
 
+    from msun_fastai.memory import keep_freed_memory
     from msun_fastai.predict import Predictor
 
+    keep_freed_memory()
     predictions = list(Predictor.from_run(model, device, bs=bs).predict(files, top))
     console = make_console(json_file)
     rows = [screen_row(p) for p in predictions[:SHOWN]]
