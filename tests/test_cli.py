@@ -379,6 +379,16 @@ def test_finetune_takes_the_choices_of_the_lattice(run, tmp_path):
     assert ",si" not in header
 
 
+def test_a_baseline_does_without_what_its_method_does_not_have(run, tmp_path):
+    code, _, err = run(
+        *("finetune", "--dataset", "shapes", "--limit", "12", *SMALL, "--run-dir", tmp_path / "r"),
+        *("--method", "snet", "--consistency", "si", "--baseline", "vanilla"),
+    )
+    assert code == 0, err
+    assert ",si" in (tmp_path / "r/history.csv").read_text().splitlines()[0]
+    assert ",si" not in (tmp_path / "r/baseline/history.csv").read_text().splitlines()[0]
+
+
 def test_vanilla_has_nothing_to_compare(run):
     code, _, err = run(
         *("finetune", "--dataset", "shapes", *SMALL, "--method", "vanilla", "--consistency", "si")

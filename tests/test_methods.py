@@ -160,6 +160,21 @@ def test_own_batch_norm_and_nothing_else():
     assert shared == 9
 
 
+def test_parameters_beside_a_batch_norm_are_shared():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+            self.register_buffer("offset", torch.zeros(1))
+            self.norm = torch.nn.BatchNorm2d(3)
+
+    given = Scaled()
+    other = with_own_batch_norm(given)
+    assert other.scale is given.scale
+    assert other.offset is given.offset
+    assert other.norm is not given.norm
+
+
 def test_extra_batch_norms_are_counted():
     model, plain = net(norm="per_scale"), net()
     extra = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters())
@@ -220,6 +235,9 @@ def test_grids_that_the_user_names():
     assert [g[0] for g in model.grids] == [4, 8, 16]
     assert [type(f.maxpool).__name__ for f in model.subnets] == ["MaxPool2d"] * 3
     assert [g[0] for g in net(alignment="native").grids] == [16, 16, 16]
+    half = net(alignment="native", grids=(8, 16, 16)).subnets[0]
+    assert type(half.maxpool).__name__ == "Identity"  # the pool goes first
+    assert half.conv1.stride == (2, 2)
     for grids, says in (
         ((5, 8, 16), "scale 16 has no grid 5; it can 4, 8, 16"),
         ((4, 8, 8), "scale 64 has no grid 8; it can 16"),
