@@ -35,7 +35,7 @@ def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
     >>> did_you_mean("resnet19", ["resnet18", "vgg16"])
     'did you mean resnet18?'
     """
-    known = sorted(known)
+    known = sorted(set(known))
     near = difflib.get_close_matches(word, known, n=n, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"

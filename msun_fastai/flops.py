@@ -23,7 +23,8 @@ class Cost:
     """What a network costs on one image; `macs` are multiply-accumulates.
 
     params: all parameters, shared ones once. grids: side of the features that each subnet hands to
-    g. macs_per_subnet: by scale. macs_by_size: by input size, through the routing. plain_params,
+    g. macs_per_subnet: by scale. subnet_by_size: the scale that an input size is routed to.
+    macs_by_size: by input size, through the routing. plain_params,
     plain_macs: of the plain backbone, the latter at the canonical scale, where every other image
     size costs it the same. plain_smallest: the smallest side at which it runs at all.
     """

@@ -23,6 +23,7 @@ from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy, TermLogg
 from msun_fastai.data.loaders import with_scales
 from msun_fastai.data.native import NativeDL
 from msun_fastai.errors import UserError
+from msun_fastai.models import timm_names
 from msun_fastai.models.methods import CONSISTENCIES, find_method
 from msun_fastai.models.net import MultiScaleNet, NetConfig, param_groups
 from msun_fastai.models.saving import Preprocessing, SavedModel, save_model_folder
@@ -50,17 +51,19 @@ class Consistency:
 
 
 def msun_cbs(
-    config: NetConfig, views: str = "all", consistency: Consistency = Consistency()
+    config: NetConfig, views: str = "all", consistency: Consistency | str = Consistency()
 ) -> list[Callback]:
     """The callbacks that train a network of `config`: views, consistency, and their log."""
+    if isinstance(consistency, str):
+        consistency = Consistency(consistency)
     method = find_method(config.method)
     entries = method.entries(config.scales)
     sizes = sweep_sizes(config.scales[0], config.scales[-1]) if method.random_sizes else ()
-    kind = method.consistency(consistency.kind)
+    kind = method.consistency(consistency.kind, config.scales, views)
     draws = PAIR if kind == "si" else 1
     cbs: list[Callback] = [MultiScaleViews(entries, views, random_sizes=sizes, draws=draws)]
     terms = ["ce"]
-    if kind == "si" and (sizes or len(entries) > 1):
+    if kind == "si":
         cbs.append(ScaleInvariance(consistency.weight, consistency.floor, consistency.distance))
         terms.append("si")
     return [*cbs, TermLogger(terms)]
@@ -76,7 +79,7 @@ def msun_learner(
     grids: Sequence[int] | None = None,
     norm: str = "shared",
     views: str | None = None,
-    consistency: Consistency = Consistency(),
+    consistency: Consistency | str = Consistency(),
     pretrained: bool = True,
     weights: Path | str | WeightsEnum | None = None,
     n_out: int | None = None,
@@ -91,9 +94,11 @@ def msun_learner(
     arch: a torchvision builder or its name, or a name of timm's. method: `msun`, `snet`, `mst` or
     `vanilla`; the scales and the routing are those of `dls`, of which `mst` and `vanilla` use the
     canonical scale alone. blocks, alignment, grids, norm: see `NetConfig`. views: policy `all`,
-    `native` or `down`, that of `dls` by default. weights: a state-dict file or one of torchvision's
-    enum, instead of its default. n_out: number of classes, from `dls` by default. scale_metrics:
-    show the accuracy at each scale while training. `learner_options` go to `Learner`. A pretrained
+    `native` or `down`, that of `dls` by default. consistency: `si`, `none`, or a `Consistency`
+    with its numbers; the method's own by default. weights: a state-dict file or one of
+    torchvision's enum, instead of its default. n_out: number of classes, from `dls` by default.
+    scale_metrics: show the accuracy at each scale while training. `learner_options` go to
+    `Learner`. A pretrained
     model comes frozen up to its head, as fastai's learners do. Raises `UserError`.
     """
     if not isinstance(dls.train, NativeDL):
@@ -101,7 +106,7 @@ def msun_learner(
             "msun_learner: dls hold no images of mixed sizes; make them with NativeImageDataLoaders"
         )
     config = NetConfig(
-        arch=arch if isinstance(arch, str) else getattr(arch, "__name__", str(arch)),
+        arch=arch_name(arch),
         n_classes=n_out or get_c(dls),
         scales=dls.train.scales,
         method=method,
@@ -131,6 +136,20 @@ def msun_learner(
     if pretrained or weights is not None:
         learn.freeze()
     return learn
+
+
+def arch_name(arch: str | Callable[..., Any]) -> str:
+    """The name of a backbone given by name or as torchvision's or timm's builder."""
+    if isinstance(arch, str):
+        return arch
+    name = getattr(arch, "__name__", "")
+    if not name.isidentifier():
+        raise UserError(
+            f"arch: {type(arch).__name__} is no backbone's name; give one, such as 'resnet50', or "
+            "torchvision's or timm's function of that name"
+        )
+    is_timm = getattr(arch, "__module__", "").startswith("timm.")
+    return timm_names.tagged_name(name) if is_timm else name
 
 
 def add_normalization(dls: DataLoaders, mean: list[float], std: list[float]) -> None:

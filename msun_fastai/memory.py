@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
     that is ours alone, as the command line's. Returns whether it was done: not on other C
     libraries, nor where the environment already says how malloc shall behave.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

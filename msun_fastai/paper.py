@@ -13,12 +13,12 @@ CLASSES = 1000
 SIZES = sweep_sizes(DEFAULT_SCALES[0], DEFAULT_SCALES[-1])
 
 # arch: parameters of Vanilla and of MSUN in millions (Table II), the mean FLOPs of both over the
-# 13 sizes (Table II), the FLOPs of f_1, f_2 and f_3 (Table IV), all as printed
+# 13 sizes (Table II), the FLOPs of f_1, f_2 and f_3 (Table IV) in 1e9, all as printed
 ARCHS: dict[str, tuple[float, float, float, float, tuple[float, float, float]]] = {
-    "resnet50": (25.6, 26.0, 3.28e10, 3.05e10, (2.84e10, 2.92e10, 3.28e10)),
-    "densenet121": (8.0, 8.7, 2.28e10, 1.99e10, (1.60e10, 1.89e10, 2.28e10)),
-    "vgg16": (138.0, 141.0, 1.24e11, 1.04e11, (8.68e10, 9.83e10, 1.24e11)),
-    "mobilenet_v2": (3.5, 3.9, 2.46e9, 2.28e9, (2.02e9, 2.21e9, 2.46e9)),
+    "resnet50": (25.6, 26.0, 32.8, 30.5, (28.4, 29.2, 32.8)),
+    "densenet121": (8.0, 8.7, 22.8, 19.9, (16.0, 18.9, 22.8)),
+    "vgg16": (138.0, 141.0, 124.0, 104.0, (86.8, 98.3, 124.0)),
+    "mobilenet_v2": (3.5, 3.9, 2.46, 2.28, (2.02, 2.21, 2.46)),
 }
 # ResNet-50's configurations: blocks, subnets, parameters in millions (Table V)
 CONFIGURATIONS = (
@@ -66,7 +66,7 @@ class Line:
 
 
 def compare() -> list[Line]:
-    """Every cost figure of the paper beside ours; parameters in millions, FLOPs as it has them."""
+    """Every cost figure of the paper beside ours: parameters in 1e6, FLOPs (its way) in 1e9."""
     lines = []
     for arch, (plain, params, plain_mean, mean, per_subnet) in ARCHS.items():
         cost = network_cost(NetConfig(arch, CLASSES), SIZES)
@@ -74,8 +74,8 @@ def compare() -> list[Line]:
             Line(arch, "parameters, Vanilla (M)", "II", plain, cost.plain_params / 1e6),
             Line(arch, "parameters, MSUN (M)", "II", params, cost.params / 1e6),
             *_flops(arch, cost, per_subnet),
-            Line(arch, "mean FLOPs, Vanilla", "II", plain_mean, PAPER_PER_MAC * cost.plain_macs),
-            Line(arch, "mean FLOPs, MSUN", "II", mean, PAPER_PER_MAC * cost.mean_macs),
+            Line(arch, "mean FLOPs, Vanilla (G)", "II", plain_mean, as_printed(cost.plain_macs)),
+            Line(arch, "mean FLOPs, MSUN (G)", "II", mean, as_printed(cost.mean_macs)),
         ]
     for blocks, subnets, printed in CONFIGURATIONS:
         config = NetConfig("resnet50", CLASSES, SCALE_SETS[subnets], blocks=blocks)
@@ -85,9 +85,14 @@ def compare() -> list[Line]:
     return [*lines, Line("resnet50 SNet", "parameters (M)", "VI", SNET_PARAMS, snet)]
 
 
+def as_printed(macs: float) -> float:
+    """Multiply-accumulates as the paper's FLOPs columns have them, in 1e9."""
+    return PAPER_PER_MAC * macs / 1e9
+
+
 def _flops(arch: str, cost: Cost, printed: tuple[float, ...]) -> list[Line]:
     counted = cost.macs_per_subnet.values()
     return [
-        Line(arch, f"FLOPs of f_{i}", "IV", figure, PAPER_PER_MAC * macs)
+        Line(arch, f"FLOPs of f_{i} (G)", "IV", figure, as_printed(macs))
         for i, (figure, macs) in enumerate(zip(printed, counted), 1)
     ]

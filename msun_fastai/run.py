@@ -27,7 +27,7 @@ from msun_fastai.evaluate import accuracy_by_size, test_sizes
 from msun_fastai.files import write_json, write_text
 from msun_fastai.learner import Consistency, msun_learner, save_learner, saved_model
 from msun_fastai.losses import DISTANCES
-from msun_fastai.models.methods import find_method
+from msun_fastai.models.methods import METHODS, find_method
 from msun_fastai.models.net import NetConfig
 from msun_fastai.recipe import Recipe
 from msun_fastai.runfolder import check_empty, environment, new_run_folder
@@ -53,12 +53,13 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
     for sample in source.train + source.valid:
         native_size(sample.image)  # names a file whose header cannot be read
     # the first Learner before the folder: its weights or its data may turn out to be missing
+    recipe = resolved(recipe)
     learn = make_learner(recipe, source)
     folder = new_run_folder(f"{source.name}-{recipe.model.method}", run_dir)
     console.print(f"run folder {folder}", highlight=False, soft_wrap=True)
     metrics = train_one(recipe, source, learn, folder, console)
     if recipe.baseline is not None:
-        other = baseline_recipe(recipe)
+        other = resolved(baseline_recipe(recipe))
         learn = make_learner(other, source)
         metrics["baseline"] = train_one(other, source, learn, folder / "baseline", console)
         write_json(folder / "metrics.json", metrics)
@@ -71,7 +72,7 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     options = model.model_dump(exclude={"pretrained", "weights"})
     NetConfig(n_classes=2, **{**options, "scales": check_scales(model.scales)})
     Consistency(**recipe.consistency.model_dump())
-    find_method(model.method).consistency(recipe.consistency.kind)
+    find_method(model.method).consistency(recipe.consistency.kind, model.scales, recipe.train.views)
     check_choice("distance", recipe.consistency.distance, DISTANCES)
     check_choice("views", recipe.train.views, VIEWS)
     check_choice("augment", recipe.data.augment, AUGMENTATIONS)
@@ -79,7 +80,7 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     if model.weights is not None and not Path(model.weights).is_file():
         raise UserError(f"weights {model.weights}: no such file")
     if recipe.baseline is not None:
-        find_method(recipe.baseline)
+        check_choice("baseline", recipe.baseline, METHODS)
         if recipe.baseline == model.method:
             raise UserError(f"baseline: {recipe.baseline} is the method itself; name another")
         check_choices(baseline_recipe(recipe), None)
@@ -88,16 +89,27 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
 
 
 def baseline_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the baseline's own run: the same, but for what its method does not have."""
+    """The recipe of the baseline's own run: the same, but for what is its method's own.
+
+    Its consistency and alignment are, whatever the recipe says of them, so that a run's resolved
+    recipe gives the same baseline again.
+    """
     method = find_method(str(recipe.baseline))
     values: dict[str, Any] = {"model.method": method.name, "baseline": None}
-    if recipe.consistency.kind not in method.consistencies:
-        values["consistency.kind"] = None
+    values |= {"consistency.kind": None, "model.alignment": None}
     if not method.private_shallow:
         values["model.grids"] = None
     if not method.private_shallow or method.private_deep:
         values["model.norm"] = "shared"
     return recipe.with_values(values, "baseline")
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with its method's own choices written out where it leaves them open."""
+    model, method = recipe.model, find_method(recipe.model.method)
+    kind = method.consistency(recipe.consistency.kind, model.scales, recipe.train.views)
+    alignment = model.alignment or method.alignment
+    return recipe.with_values({"consistency.kind": kind, "model.alignment": alignment}, "recipe")
 
 
 def load_source(recipe: Recipe) -> Source:

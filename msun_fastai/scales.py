@@ -20,6 +20,7 @@ SCALE_SETS = {
     "S4": (32, 96, 160, 224),
     "S5": (32, 80, 128, 176, 224),
 }
+SHOWN = 10  # numbers that an error repeats
 LARGEST_SCALE = 4096  # a batch of one such image takes gigabytes already
 SWEEP_STEPS = 12  # Table II tests 32 to 224 in 12 steps of 16
 
@@ -29,7 +30,7 @@ def check_scales(scales: Sequence[int], key: str = "scales") -> tuple[int, ...]:
 
     key: what the error calls them.
     """
-    given = ",".join(str(s) for s in scales)
+    given = ",".join(str(s) for s in scales[:SHOWN]) + (",..." if len(scales) > SHOWN else "")
     if not scales:
         raise UserError(f"{key}: none given; name at least one, such as 32,128,224")
     if any(isinstance(s, bool) or int(s) != s or not 1 <= s <= LARGEST_SCALE for s in scales):
@@ -63,7 +64,10 @@ def parse_sizes(text: str) -> tuple[int, ...]:
         return check_scales(sorted(parse_numbers("sizes", text)), "sizes")
     try:
         start, stop, step = (int(part) for part in text.split(":"))
-        return check_scales(range(start, stop + 1, step), "sizes")
+        if start > stop:
+            raise UserError(f"sizes: {text}: starts above its end")
+        # nothing beyond the first that is too large is looked at
+        return check_scales(range(start, min(stop, LARGEST_SCALE + step) + 1, step), "sizes")
     except ValueError:
         raise UserError(
             f"sizes: {text}: write START:STOP:STEP, such as 32:224:16, or numbers with commas"
@@ -72,11 +76,12 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 def parse_numbers(key: str, text: str) -> list[int]:
     """Whole numbers with commas between them, or a `UserError` that names `key`."""
+    or_set = f", or {' '.join(SCALE_SETS)}" if key == "scales" else ""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(
-            f"{key}: {text}: write whole numbers with commas, such as 32,128,224"
+            f"{key}: {text}: write whole numbers with commas, such as 32,128,224{or_set}"
         ) from None
 
 

@@ -71,9 +71,9 @@ def test_parameters_of_the_paper_to_the_printed_digit(lines):
 @pytest.mark.parametrize("arch", list(ARCHS))
 def test_flops_of_the_paper(lines, arch):
     for subnet in (1, 3):
-        assert abs(lines[arch, f"FLOPs of f_{subnet}"].difference) < 0.05
+        assert abs(lines[arch, f"FLOPs of f_{subnet} (G)"].difference) < 0.05
     if arch in ("resnet50", "vgg16"):
-        assert abs(lines[arch, "FLOPs of f_2"].difference) < 0.05
+        assert abs(lines[arch, "FLOPs of f_2 (G)"].difference) < 0.05
 
 
 def test_sizes_of_the_paper():
@@ -104,6 +104,11 @@ def test_a_plain_network_costs_the_same_at_every_size():
     assert set(cost.macs_by_size.values()) == {cost.plain_macs}
     assert cost.saving == 0
     assert cost.params == cost.plain_params
+
+
+def test_the_smallest_side_of_the_plain_network():
+    cost = network_cost(NetConfig("alexnet", 10, (224,), "vanilla"), (224,))
+    assert cost.plain_smallest == 63
 
 
 def test_networks_that_cannot_be_built():

@@ -39,7 +39,13 @@ def finetune(
         int | None, typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
     ] = None,
     alignment: Annotated[
-        Text, typer.Option(help="Grid of the deep layers: canonical or native.")
+        Text,
+        typer.Option(
+            help="Grid of the deep layers: canonical (msun's default) or native (snet's)."
+        ),
+    ] = None,
+    grids: Annotated[
+        Text, typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")
     ] = None,
     norm: Annotated[
         Text, typer.Option(help="Batch norm in the deep layers: shared or per_scale.")
@@ -78,7 +84,7 @@ def finetune(
     """Train a classifier on images of mixed sizes and test it at every size."""
     from msun_fastai.cli.output import check_output, make_console, write_result
     from msun_fastai.recipe import Recipe, load_recipe, parse_assignment
-    from msun_fastai.scales import parse_scales
+    from msun_fastai.scales import parse_numbers, parse_scales
 
     values: dict[str, Any] = {
         "data.dataset": dataset,
@@ -89,6 +95,7 @@ def finetune(
         "model.method": method,
         "model.blocks": blocks,
         "model.alignment": alignment,
+        "model.grids": parse_numbers("grids", grids) if grids is not None else None,
         "model.norm": norm,
         "consistency.kind": consistency,
         "model.scales": list(parse_scales(scales)) if scales is not None else None,

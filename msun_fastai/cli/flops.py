@@ -13,6 +13,7 @@ Text = str | None
 
 
 def flops(
+    ctx: typer.Context,
     arch: Annotated[
         str, typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
     ] = "resnet50",
@@ -24,7 +25,10 @@ def flops(
         int, typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
     ] = 1,
     alignment: Annotated[
-        Text, typer.Option(help="Grid of the deep layers: canonical or native.")
+        Text,
+        typer.Option(
+            help="Grid of the deep layers: canonical (msun's default) or native (snet's)."
+        ),
     ] = None,
     grids: Annotated[
         Text, typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")
@@ -55,6 +59,7 @@ def flops(
     check_output("--json", json_file)
     console = make_console(json_file)
     if paper:
+        refuse_options(ctx, keep={"paper", "json_file"})
         from msun_fastai.paper import NOTES, compare
 
         lines = compare()
@@ -74,6 +79,16 @@ def flops(
     write_result({**config.as_dict(), **cost.as_dict()}, json_file)
 
 
+def refuse_options(ctx: typer.Context, keep: set[str]) -> None:
+    """Raise `UserError` for an option that --paper would ignore."""
+    from msun_fastai.errors import UserError
+
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params if name not in keep}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if given:
+        raise UserError(f"--paper takes no --{given[0]}: the networks are the paper's")
+
+
 def show_cost(console: Any, arch: str, cost: Cost) -> None:
     """The cost per subnet, per input size, and the mean beside the plain backbone's."""
     from msun_fastai.cli.output import print_table
@@ -83,7 +98,7 @@ def show_cost(console: Any, arch: str, cost: Cost) -> None:
 
     print_table(
         console,
-        f"cost of each subnet with g (of {arch} at its canonical scale)",
+        "cost of each subnet, the deep layers behind it included",
         ["subnet", "grid", "MACs (G)", "of canonical"],
         [
             [scale, cost.grids[scale], f"{macs / 1e9:.3f}", share(macs)]
@@ -99,11 +114,12 @@ def show_cost(console: Any, arch: str, cost: Cost) -> None:
             for size, macs in cost.macs_by_size.items()
         ],
     )
+    less = f"{100 * cost.saving:.1f} % less than" if cost.saving else "as much as"
     lines = (
-        f"mean {cost.mean_macs / 1e9:.3f} G, {100 * cost.saving:.1f} % less than {arch} with every "
-        f"image brought to its canonical scale ({cost.plain_macs / 1e9:.3f} G)",
+        f"mean {cost.mean_macs / 1e9:.3f} G, {less} {arch} with every image brought to its "
+        f"canonical scale ({cost.plain_macs / 1e9:.3f} G)",
         f"parameters {cost.params / 1e6:.2f}M, {arch} {cost.plain_params / 1e6:.2f}M",
-        f"{arch} by itself runs from {cost.plain_smallest} pixels up",
+        f"smallest image that {arch} takes by itself: {cost.plain_smallest} pixels",
     )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
@@ -114,7 +130,7 @@ def show_paper(console: Any, lines: Any, notes: Any) -> None:
     from msun_fastai.cli.output import print_table
 
     def number(value: float) -> str:
-        return f"{value:.1f}" if value < 1e6 else f"{value:.3g}"
+        return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
     rows = [
         [

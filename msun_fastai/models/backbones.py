@@ -136,11 +136,10 @@ def stem_reducers(stem: nn.Sequential) -> list[str]:
     for path, module in stem.named_modules():
         stride = getattr(module, "stride", 1)
         step = stride if isinstance(stride, int) else stride[0]
-        is_pool = isinstance(module, (nn.MaxPool2d, nn.AvgPool2d))
-        if isinstance(module, nn.Conv2d) or is_pool:
-            while step > 1:
-                found.append(path)
-                step //= 2
+        if isinstance(module, nn.Conv2d):
+            found += [path] * (step.bit_length() - 1)
+        elif step > 1 and not list(module.children()):  # a pool, or what stands for one
+            found.append(path)
     return found[::-1]
 
 

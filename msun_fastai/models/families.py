@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from torch import nn
+from torchvision.models import list_models
 
 from msun_fastai.errors import UserError, did_you_mean
 from msun_fastai.models import timm_names
@@ -215,9 +216,20 @@ def find_family(arch: str) -> Family:
     modules = {f.timm_module: f for f in FAMILIES if f.timm_module}
     module = timm_names.module_of(arch, tuple(modules))
     if module is not None:
+        timm_names.check_tag(arch)
         return modules[module]
-    known = [*known_archs(), *timm_names.names(modules)]
-    near = did_you_mean(arch, known)
+    raise UserError(f"arch: {_unknown(arch, list(modules))}")
+
+
+def _unknown(arch: str, modules: list[str]) -> str:
+    """Why `arch` has no family, and what is near it."""
+    near = did_you_mean(arch.lower(), [*known_archs(), *timm_names.names(modules)])
     if near.startswith("known"):
-        near = f"known: {', '.join(known_archs())}, and timm's {', '.join(modules)}"
-    raise UserError(f"arch: {timm_names.what_is_wrong(arch)} {arch!r}; {near}")
+        near = f"families: {', '.join(f.name for f in FAMILIES)}; README lists their networks"
+    if arch in list_models():
+        what = f"{arch!r} is torchvision's, but no family that is supported has it"
+    elif timm_names.has(arch):
+        what = f"{arch!r} is timm's, but of its families {', '.join(modules)} alone are supported"
+    else:
+        what = f"unknown backbone {arch!r}"
+    return f"{what}; {near}" + ("" if timm_names.installed() else f"; {timm_names.INSTALL}")

@@ -34,18 +34,21 @@ class Method:
         """The scales at which the network takes images, ascending; the last is the canonical."""
         return tuple(scales) if self.private_shallow else (scales[-1],)
 
-    def consistency(self, kind: str | None) -> str:
-        """`kind`, or the method's own where it is None. Raises `UserError` where it has no place.
+    def consistency(self, kind: str | None, scales: Sequence[int], views: str = "all") -> str:
+        """`kind`, or the method's own where it is None, on `scales` and the policy `views`.
 
-        A method that sees one view of an image has nothing to compare.
+        Where a step sees one view of an image nothing can be compared: by default nothing is, and
+        a `kind` that compares is refused with a `UserError`.
         """
+        several = len(scales) > 1 and (self.random_sizes or views != "native")
+        fitting = self.consistencies if several else ("none",)
         if kind is None:
-            return self.consistencies[0]
+            return fitting[0]
         check_choice("consistency", kind, CONSISTENCIES)
-        if kind not in self.consistencies:
-            fits = " or ".join(self.consistencies)
+        if kind not in fitting:
             raise UserError(
-                f"consistency: {self.name} has no two views to compare; it takes {fits}"
+                f"consistency: {self.name} has no two views of an image to compare here; "
+                f"it takes {' or '.join(fitting)}"
             )
         return kind
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from msun_fastai.errors import UserError
 from msun_fastai.models.backbones import cut_backbone
 from msun_fastai.models.families import find_family
-from msun_fastai.models.meta import grid_of, runs_at, smallest_side
+from msun_fastai.models.meta import grid_of, run_on_meta, runs_at, smallest_side
 from msun_fastai.models.methods import ALIGNMENTS, find_method
 from msun_fastai.models.sharing import NORMS, has_batch_norm, private_copies
 from msun_fastai.models.subnets import Align, make_subnets
@@ -26,11 +26,11 @@ class NetConfig:
     """All that is needed to build the network again: what a saved model's JSON holds.
 
     scales: sides in pixels, ascending, the last canonical. blocks: k of Bk, how many blocks each
-    subnet has after its stem. alignment: the grid on which g runs, `canonical` (the paper) or
-    `native` (each subnet's own); the method's own by default. grids: sides of the subnets' grids,
-    one per scale; by default as large as they get without exceeding the canonical one. norm: the
-    batch norm in g, `shared` (the paper) or `per_scale`. routing: which scale an image of another
-    size goes to.
+    subnet has after its stem. alignment: the grid on which g runs, `canonical` (the paper, and
+    msun's default) or `native` (each subnet's own, and snet's default). grids: sides of the
+    subnets' grids, one per scale; by default as large as they get without exceeding the canonical
+    one. norm: the batch norm in g, `shared` (the paper) or `per_scale`. routing: which scale an
+    image of another size goes to.
     """
 
     arch: str
@@ -46,7 +46,8 @@ class NetConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
         method, family = find_method(self.method), find_family(self.arch)
-        object.__setattr__(self, "alignment", self.alignment or method.alignment)
+        if self.alignment is None:
+            object.__setattr__(self, "alignment", method.alignment)
         check_choice("alignment", str(self.alignment), ALIGNMENTS)
         check_choice("norm", self.norm, NORMS)
         check_choice("routing", self.routing, ROUTING)
@@ -58,18 +59,28 @@ class NetConfig:
                 f"arch: {self.arch} bears no subnets for smaller scales; "
                 "it takes the methods vanilla and mst"
             )
-        shared = method.private_shallow and not method.private_deep
+        if not method.private_shallow and self.alignment != method.alignment:
+            raise UserError(f"alignment: {self.method} has no subnets whose grids could differ")
+        several = method.private_shallow and len(self.scales) > 1
+        shared = several and not method.private_deep
         if self.norm == "per_scale" and not shared:
-            raise UserError(f"norm: {self.method} shares no batch norm between scales")
+            raise UserError(
+                f"norm: {self.method} shares no batch norm between scales here; leave it shared"
+            )
         if self.grids is not None:
             self._check_grids(method.private_shallow)
 
     def _check_grids(self, has_subnets: bool) -> None:
         if not has_subnets:
-            raise UserError(f"grids: {self.method} has no subnets for smaller scales")
-        object.__setattr__(self, "grids", tuple(self.grids or ()))
-        if len(self.grids or ()) != len(self.scales):
-            raise UserError(f"grids: {len(self.grids or ())} given for {len(self.scales)} scales")
+            raise UserError(
+                f"grids: {self.method} has no subnets for smaller scales; leave them out"
+            )
+        grids = tuple(self.grids or ())
+        if not all(type(grid) is int and grid > 0 for grid in grids):
+            raise UserError(f"grids: {list(grids)}: a grid is a whole number of positions")
+        if len(grids) != len(self.scales):
+            raise UserError(f"grids: {len(grids)} given for {len(self.scales)} scales")
+        object.__setattr__(self, "grids", grids)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as JSON takes them."""
@@ -115,7 +126,8 @@ class MultiScaleNet(nn.Module):
         self.grids = [own[-1] if canonical else grid for grid in own]
         self.align = nn.ModuleList(Align(grid) for grid in self.grids)
         for i, scale in enumerate(self.entry_scales):
-            check_runs(config.arch, self.at_scale(i), scale)
+            key = "scales" if config.grids is None else "grids"
+            check_runs(config.arch, self.at_scale(i), scale, key)
 
     def forward(self, *views: Tensor) -> Tensor | MultiScaleOutput:
         """One view in evaluation gives logits (n, classes); otherwise a `MultiScaleOutput`.
@@ -180,12 +192,17 @@ def _of_scale(parts: nn.ModuleList, i: int) -> nn.Module:
     return parts[i] if len(parts) > 1 else parts[0]
 
 
-def check_runs(arch: str, network: nn.Module, side: int) -> None:
-    """Raise `UserError` where `network` cannot take images of `side`, with the side it needs."""
-    if not runs_at(network, side):
+def check_runs(arch: str, network: nn.Module, side: int, key: str = "scales") -> None:
+    """Raise `UserError` where `network` cannot take images of `side`, with the side it needs.
+
+    key: what the user has to change, as the error says it.
+    """
+    try:
+        run_on_meta(network, side)
+    except RuntimeError as error:
         least = next((s for s in (2 * side, 512) if runs_at(network, s)), None)
-        known = f": the smallest it takes is {smallest_side(network, least)}" if least else ""
-        raise UserError(f"scales: {arch} cannot run at {side} pixels{known}")
+        why = f"the smallest it takes is {smallest_side(network, least)}" if least else str(error)
+        raise UserError(f"{key}: {arch} cannot run at {side} pixels: {why}") from error
 
 
 def param_groups(model: MultiScaleNet) -> list[list[nn.Parameter]]:

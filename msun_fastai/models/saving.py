@@ -45,11 +45,14 @@ def save_model_folder(folder: Path | str, saved: SavedModel) -> Path:
 
     The configuration comes last, so that a folder that has one is whole.
     """
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
     path = Path(folder)
-    with replacing(path / WEIGHTS_FILE) as temporary:  # parameters that scales share come once
-        save_model(saved.model, str(temporary), metadata={"format": "pt"})
+    named = saved.model.state_dict(keep_vars=True)  # the objects: what scales share comes once
+    once = {id(value): name for name, value in reversed(named.items())}
+    state = {name: named[name].detach().contiguous().cpu() for name in sorted(once.values())}
+    with replacing(path / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
     write_json(
         path / CONFIG_FILE,
         {

@@ -79,7 +79,7 @@ def check_grid(scale: int, wanted: Grid, possible: set[Grid]) -> None:
     if wanted not in possible:
         sides = ", ".join(str(height) for height, _ in sorted(possible))
         raise UserError(
-            f"grids: the subnet of scale {scale} has no grid {wanted[0]}; it can {sides}"
+            f"grids: the subnet of scale {scale} has no grid {wanted[0]}; it can have {sides}"
         )
 
 
@@ -90,14 +90,16 @@ def shrink(
 
     ratio: the new scale over the canonical one, for which the kernel is resampled; without it the
     copy is on the meta device, good for its shapes alone. A kernel never gets smaller than its
-    stride: it would leave pixels out.
+    stride, and one of patches stays as large as it: pixels would be left out.
     """
     conv = first_conv(shallow)[1]
     subnet = copy.deepcopy(shallow) if ratio is not None else on_meta(shallow)
     for reducer in dropped:
         drop_reduction(subnet, reducer)
     small = first_conv(subnet)[1]
-    kernel = min(max(kernel, small.stride[0]), conv.kernel_size[0])
+    stride = small.stride[0]
+    patches = conv.kernel_size == conv.stride and stride > 1
+    kernel = stride if patches else min(max(kernel, stride), conv.kernel_size[0])
     resize_conv(small, kernel)
     if ratio is not None:
         with torch.no_grad():
@@ -113,8 +115,8 @@ def first_conv(shallow: nn.Module) -> tuple[str, nn.Conv2d]:
 def resize_conv(conv: nn.Conv2d, kernel: int) -> None:
     """Give `conv` a kernel of side `kernel`, and the padding that keeps its grid; no new values.
 
-    A convolution padded by half its kernel stays so; one of patches, whose kernel is its stride,
-    is padded by what its kernel exceeds its stride.
+    A convolution padded by half its kernel stays so; one of patches is padded by what its kernel
+    exceeds its stride.
     """
     old, stride = conv.kernel_size[0], conv.stride[0]
     if isinstance(conv.padding, tuple):

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from msun_fastai.errors import UserError
+from msun_fastai.errors import UserError, did_you_mean
 
-INSTALL = "timm's names need it installed: pip install 'msun-fastai[timm]'"
+INSTALL = "timm's names need pip install 'msun-fastai[timm]'"
 
 
 def installed() -> bool:
@@ -27,12 +27,10 @@ def plain_name(arch: str) -> str:
 @cache
 def module_of(arch: str, modules: tuple[str, ...]) -> str | None:
     """Which of timm's `modules` defines `arch`; None for none of them, or without timm."""
-    if not installed():
+    if not has(arch):
         return None
     import timm
 
-    if not timm.is_model(plain_name(arch)):
-        return None
     return next(
         (m for m in modules if timm.models.is_model_in_modules(plain_name(arch), [m])), None
     )
@@ -48,15 +46,13 @@ def names(modules: Iterable[str]) -> list[str]:
     return [name for name in timm.list_models() if inside(name, list(modules))]
 
 
-def what_is_wrong(arch: str) -> str:
-    """Why `arch` has no family, as the beginning of an error."""
+def has(arch: str) -> bool:
+    """Whether timm is installed and has a network of the name `arch`."""
     if not installed():
-        return f"unknown backbone ({INSTALL})"
+        return False
     import timm
 
-    if timm.is_model(plain_name(arch)):
-        return "timm has it, but its structure is not one that is cut here:"
-    return "unknown backbone"
+    return timm.is_model(plain_name(arch))
 
 
 def build(arch: str, n_classes: int) -> nn.Module:
@@ -77,9 +73,34 @@ def pretrained_state(arch: str, advice: str) -> dict[str, Tensor]:
         raise UserError(f"weights of {arch}: timm cannot give them ({first}); {advice}") from error
 
 
-def input_stats(arch: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel by which `arch` expects its images normalised."""
+Stats = tuple[list[float], list[float]]
+
+
+def input_stats(arch: str, imagenet: Stats) -> Stats:
+    """Mean and standard deviation per channel by which `arch` expects its images normalised.
+
+    A name that timm has replaced by another says nothing of them: `imagenet` then.
+    """
     import timm
 
     config: Any = timm.get_pretrained_cfg(arch)
-    return list(config.mean), list(config.std)
+    return (list(config.mean), list(config.std)) if config else imagenet
+
+
+def check_tag(arch: str) -> None:
+    """Raise `UserError` where `arch` has a tag, such as `.a1_in1k`, that timm has no weights of."""
+    import timm
+
+    tagged = timm.list_pretrained(f"{plain_name(arch)}.*")
+    if "." in arch and arch not in tagged:
+        near = did_you_mean(arch, tagged or [plain_name(arch)])
+        raise UserError(f"arch: timm has no weights of the name {arch!r}; {near}")
+
+
+def tagged_name(name: str) -> str:
+    """`name` with the tag of its default weights, which makes it timm's where torchvision has it,
+    too."""
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name)
+    return f"{name}.{config.tag}" if config and config.tag else name

@@ -55,7 +55,9 @@ def imagenet_state(arch: str) -> dict[str, Tensor]:
 
 def input_stats(arch: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel (of values from 0 to 1) that `arch` expects."""
-    return timm_names.input_stats(arch) if find_family(arch).timm_module else IMAGENET_STATS
+    if find_family(arch).timm_module:
+        return timm_names.input_stats(arch, IMAGENET_STATS)
+    return IMAGENET_STATS
 
 
 def torchvision_state(choice: WeightsEnum) -> dict[str, Tensor]:
