@@ -50,7 +50,9 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
     """
     check_choices(recipe, run_dir)
     source = load_source(recipe)
-    for sample in source.train + source.valid:
+    for note in source.notes:
+        console.print(note, highlight=False, soft_wrap=True)
+    for sample in source.samples:
         native_size(sample.image)  # names a file whose header cannot be read
     # the first Learner before the folder: its weights or its data may turn out to be missing
     recipe = resolved(recipe)
@@ -197,11 +199,18 @@ def measure(recipe: Recipe, source: Source, learn: Learner, seconds: float) -> d
     """What `metrics.json` holds; its keys are documented in `docs/run-folder.md`."""
     saved = saved_model(learn)
     scales = saved.model.entry_scales
+    dl = learn.dls.valid
+    if source.test:
+        dl = learn.dls.test_dl(source.test, with_labels=True)
     with learn.no_logging():
-        routed = learn.validate()[1]
-    counts = Counter(saved.model.route(size) for size in learn.dls.valid.native_sizes)
+        routed = learn.validate(dl=dl)[1]
+    counts = Counter(saved.model.route(size) for size in dl.native_sizes)
     by_size = accuracy_by_size(
-        saved, source.valid, test_sizes(recipe.model.scales), recipe.train.bs, recipe.data.workers
+        saved,
+        source.measured,
+        test_sizes(recipe.model.scales),
+        recipe.train.bs,
+        recipe.data.workers,
     )
     return {
         "data": source.name,
@@ -211,6 +220,7 @@ def measure(recipe: Recipe, source: Source, learn: Learner, seconds: float) -> d
         "classes": len(source.classes),
         "train_images": len(source.train),
         "valid_images": len(source.valid),
+        "test_images": len(source.test),
         "params": sum(p.numel() for p in saved.model.parameters()),
         "train_seconds": round(seconds, 1),
         "native_accuracy": round(routed, 6),

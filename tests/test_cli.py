@@ -192,6 +192,8 @@ def test_ctrl_c_says_interrupted_and_exits_130(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "msun_fastai", "finetune", "--dataset", "shapes", *SMALL],
         cwd=tmp_path,
+        # where the tests themselves run in the background, Ctrl-C is ignored and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -169,11 +169,15 @@ def test_mirrors_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="2 classes; cifar10 has 10"):
         source_from_name("cifar10", tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="not a dataset in the hub's layout"):
+    with pytest.raises(UserError, match="no class folders"):
         source_from_name("empty", tmp_path)
-    mirror(tmp_path / "half", "train", [0, 1], ["cat", "dog"])
-    with pytest.raises(UserError, match=r"no split test .*it has train"):
-        source_from_name("half", tmp_path)
+    names = [str(i) for i in range(10)]
+    mirror(tmp_path / "stl10", "train", [0, 1], names)
+    with pytest.raises(UserError, match=r"no split test; it has train"):
+        source_from_name("stl10", tmp_path)
+    mirror(tmp_path / "half", "train", [0, 1] * 5, ["cat", "dog"])
+    half = source_from_name("half", tmp_path)
+    assert (len(half.train), len(half.valid)) == (8, 2)
     mirror(tmp_path / "half", "test", [0, 1], ["cat", "fox"])
     with pytest.raises(UserError, match="different classes"):
         source_from_name("half", tmp_path)
@@ -185,7 +189,7 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         source_from_name("stanford_car")
     with pytest.raises(UserError, match="--data-root DIR or set MSUN_DATA_ROOT"):
         source_from_name("stanford_cars")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="neither in"):
         source_from_name("stanford_cars", tmp_path)
     with pytest.raises(UserError, match="unknown"):
         source_from_name("../half", tmp_path)

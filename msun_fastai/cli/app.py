@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from msun_fastai import __version__
+from msun_fastai.cli.datasets import datasets
 from msun_fastai.cli.finetune import finetune
 from msun_fastai.cli.flops import flops
 from msun_fastai.cli.predict import predict
@@ -40,3 +41,4 @@ def options(
 app.command()(finetune)
 app.command()(flops)
 app.command()(predict)
+app.add_typer(datasets)

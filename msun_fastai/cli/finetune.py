@@ -141,7 +141,9 @@ def show_metrics(console: Any, metrics: dict[str, Any]) -> None:
         columns += [base["method"], "difference"]
         for row, ours, theirs in zip(rows, metrics["accuracy"], base["accuracy"]):
             row += [f"{theirs:.1%}".replace("%", " %"), f"{100 * (ours - theirs):+.1f}"]
-    title = f"accuracy at each input size ({metrics['valid_images']} validation images)"
+    part = "test" if metrics["test_images"] else "validation"
+    count = metrics["test_images"] or metrics["valid_images"]
+    title = f"accuracy at each input size ({count} {part} images)"
     print_table(console, title, columns, rows)
     took = ", ".join(f"subnet {scale}: {n}" for scale, n in metrics["routing"].items())
     at_own = f"at their own sizes: {metrics['native_accuracy']:.1%}"

@@ -30,15 +30,20 @@ def read_header(source: Any) -> tuple[int, int]:
     `source` is a path, bytes, an open Pillow image, an array or a tensor. The shorter side, which
     is the native size, is the same before and after EXIF rotation. Raises `ImageError`.
     """
-    name = _name(source)
+    name, trim = _name(source), getattr(source, "trim", 0)
     if hasattr(source, "open_bytes"):
         source = source.open_bytes()
     if isinstance(source, Image.Image):
         return _checked(source.size, name)
     if isinstance(source, (str, Path, bytes, bytearray)):
         with _opened(source, name) as image:
-            return image.size
+            return _trimmed(image.size, trim)
     return image_from_array(source).size
+
+
+def _trimmed(size: tuple[int, int], trim: int) -> tuple[int, int]:
+    """Width and height without `trim` pixels at the bottom; an image of no more keeps them all."""
+    return (size[0], size[1] - trim) if size[1] > trim else size
 
 
 def native_size(source: Any) -> int:
@@ -50,15 +55,17 @@ def load_image(source: Any) -> Image.Image:
     """Decode `source` (path, bytes, Pillow image, array or tensor) to an upright RGB image.
 
     EXIF rotation is applied, alpha laid on white, 16-bit grey scaled to 8 bits, CMYK and the other
-    modes converted, the first frame taken of several. Arrays are (h, w), (h, w, c) or (c, h, w),
+    modes converted, the first frame taken of several, a banner at the bottom cut where the source
+    has a `trim`. Arrays are (h, w), (h, w, c) or (c, h, w),
     tensors (h, w) or (c, h, w), of uint8, uint16, or floats in [0, 1]. Raises `ImageError`.
     """
-    name = _name(source)
+    name, trim = _name(source), getattr(source, "trim", 0)
     if hasattr(source, "open_bytes"):
         source = source.open_bytes()
     if isinstance(source, (str, Path, bytes, bytearray)):
         with _opened(source, name) as image:
-            return _decoded(image, name)
+            rgb = _decoded(image, name)
+            return rgb.crop((0, 0, *_trimmed(rgb.size, trim))) if trim else rgb
     if isinstance(source, Image.Image):
         _checked(source.size, name)
         return _decoded(source, name)

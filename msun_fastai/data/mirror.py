@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from msun_fastai.data.catalog import CATALOG, Entry
-from msun_fastai.data.folders import TRAIN_NAMES, VALID_NAMES
-from msun_fastai.data.samples import Sample, Source, make_source
+from msun_fastai.data.parts import TEST_NAMES, TRAIN_NAMES, VALID_NAMES, pick, source_from_splits
+from msun_fastai.data.samples import Sample, Source
 from msun_fastai.errors import UserError
 
 IN_MEMORY = 2**30  # bytes of Parquet files up to which a split is kept in memory
@@ -22,6 +22,7 @@ class StoredImage:
     row: int
     column: str
     where: str  # dataset and split, for errors
+    trim: int = 0  # pixels at the bottom that do not belong to the picture
 
     def __str__(self) -> str:
         return f"{self.where}, row {self.row}"
@@ -32,28 +33,29 @@ class StoredImage:
         return value["bytes"] if value["bytes"] is not None else Path(value["path"])
 
 
-def source_from_mirror(folder: Path | str, name: str = "") -> Source:
+def source_from_mirror(folder: Path | str, name: str = "", seed: int = 42) -> Source:
     """A folder laid out as a dataset repository: `data/<split>-*.parquet`.
 
     Split and column names are those of the catalogue where the dataset is in it; columns of other
-    names are found by their type.
+    names are found by their type. Splits that are no part of it are not read.
     """
     root = Path(folder)
-    entry = CATALOG.get(name or root.name, Entry(name or root.name, "", 0))
-    splits = _splits(root)
-    train = _pick(splits, (entry.train, *TRAIN_NAMES), root)
-    valid = _pick(splits, (entry.valid, *VALID_NAMES), root)
-    parts: list[list[Sample]] = []
-    names: list[list[str]] = []
-    for split in (train, valid):
-        samples, classes = _read(splits[split], entry, f"{root.name} ({split})")
-        parts.append(samples)
-        names.append(classes)
-    if names[0] != names[1]:
-        raise UserError(f"{root}: {train} and {valid} name different classes")
-    if entry.classes and len(names[0]) != entry.classes:
-        raise UserError(f"{root}: {len(names[0])} classes; {entry.name} has {entry.classes}")
-    return make_source(root.name, parts[0], parts[1], names[0])
+    entry = CATALOG.get(name or root.name) or Entry.unknown(name or root.name)
+    files = _splits(root)
+    roles = (
+        (entry.train, *TRAIN_NAMES),
+        (entry.valid, *VALID_NAMES),
+        (entry.test, *TEST_NAMES),
+    )
+    wanted = [split for split in (pick(files, names) for names in roles) if split]
+    splits: dict[str, list[Sample]] = {}
+    classes: list[str] = []
+    for split in wanted or list(files)[:1]:
+        splits[split], names = _read(files[split], entry, f"{root.name} ({split})")
+        if classes and names != classes:
+            raise UserError(f"{root}: {wanted[0]} and {split} name different classes")
+        classes = names
+    return source_from_splits(str(root), entry, splits, classes, seed)
 
 
 def _splits(root: Path) -> dict[str, list[str]]:
@@ -69,15 +71,6 @@ def _splits(root: Path) -> dict[str, list[str]]:
             f"{root}: not a dataset in the hub's layout; expected {root}/data/<split>-*.parquet"
         )
     return splits
-
-
-def _pick(splits: dict[str, list[str]], names: tuple[str, ...], root: Path) -> str:
-    for name in names:
-        if name in splits:
-            return name
-    raise UserError(
-        f"{root}: no split {' or '.join(dict.fromkeys(names))}; it has {', '.join(splits)}"
-    )
 
 
 def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], list[str]]:
@@ -96,7 +89,8 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
     for row, code in enumerate(table[label]):
         if code is None or not 0 <= code < len(classes):
             raise UserError(f"{where}, row {row}: label {code} is outside 0 to {len(classes) - 1}")
-        samples.append(Sample(StoredImage(table, row, image, where), classes[code]))
+        stored = StoredImage(table, row, image, where, entry.trim)
+        samples.append(Sample(stored, classes[code]))
     return samples, classes
 
 

@@ -20,12 +20,28 @@ class Sample:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset in a training and a validation part, with its classes in label order."""
+    """A dataset in parts, with its classes in label order.
+
+    valid: what training is watched on. test: looked at once, at the end; empty where `valid` is the
+    test split itself. notes: what a user should be told of the data, a line each.
+    """
 
     name: str
     train: list[Sample]
     valid: list[Sample]
     classes: list[str] = field(default_factory=list)
+    test: list[Sample] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> list[Sample]:
+        """The part that figures are reported on: the test part where there is one."""
+        return self.test or self.valid
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples of all parts."""
+        return [*self.train, *self.valid, *self.test]
 
     def limited(self, n: int | None, seed: int = 42) -> Source:
         """At most `n` samples in each part, spread evenly over the classes; all classes stay."""
@@ -34,12 +50,20 @@ class Source:
         if n < 1:
             raise UserError(f"limit: {n} is not a number of images; give at least 1")
         return replace(
-            self, train=take_evenly(self.train, n, seed), valid=take_evenly(self.valid, n, seed)
+            self,
+            train=take_evenly(self.train, n, seed),
+            valid=take_evenly(self.valid, n, seed),
+            test=take_evenly(self.test, n, seed),
         )
 
 
 def make_source(
-    name: str, train: list[Sample], valid: list[Sample], classes: Sequence[str] | None = None
+    name: str,
+    train: list[Sample],
+    valid: list[Sample],
+    classes: Sequence[str] | None = None,
+    test: Sequence[Sample] = (),
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """A checked `Source`: both parts hold images, no class is missing from the training part."""
     for part, samples in (("training", train), ("validation", valid)):
@@ -47,17 +71,19 @@ def make_source(
             raise UserError(f"{name}: the {part} part holds no images")
     trained = {s.label for s in train}
     classes = sorted(trained) if classes is None else list(classes)
-    unknown = sorted({s.label for s in train + valid} - set(classes))
+    held_out = [*valid, *test]
+    unknown = sorted({s.label for s in [*train, *held_out]} - set(classes))
     if unknown:
         raise UserError(f"{name}: label {unknown[0]!r} is not among the {len(classes)} classes")
-    untrained = sorted({s.label for s in valid} - trained)
+    untrained = sorted({s.label for s in held_out} - trained)
     if untrained:
         raise UserError(
             f"{name}: class {untrained[0]!r} has images to validate on but none to train on"
         )
     if len(classes) < 2:
         raise UserError(f"{name}: one class only ({classes[0]!r}); a classifier needs two")
-    return Source(name, train, valid, classes)
+    same = len(test) == len(valid) and all(a is b for a, b in zip(test, valid))
+    return Source(name, train, valid, classes, [] if same else list(test), notes)
 
 
 def by_class(samples: Sequence[Sample], seed: int) -> dict[str, list[Sample]]:

@@ -1,0 +1,102 @@
+"""`msun-fastai datasets`: what is known by name, what of it is here, and how it would be routed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from msun_fastai.cli.flops import Text
+
+Root = Annotated[
+    Text, typer.Option(help="Folder with local copies of datasets.", envvar="MSUN_DATA_ROOT")
+]
+Json = Annotated[
+    Text,
+    typer.Option("--json", help="Write the figures as JSON to this file; - for standard output."),
+]
+BAR = 40  # characters of the longest bar
+
+datasets = typer.Typer(
+    name="datasets",
+    help="List the datasets that go by a name, or describe one.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+
+
+@datasets.callback()
+def list_all(ctx: typer.Context, data_root: Root = None, json_file: Json = None) -> None:
+    """List the datasets that go by a name, and where copies of them are."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from msun_fastai.cli.output import check_output, make_console, print_table, write_result
+    from msun_fastai.data.describe import list_datasets
+
+    check_output("--json", json_file)
+    rows = list_datasets(data_root)
+    columns = ["name", "classes", "images", "sides", "licence", "here"]
+    cells = [[row[c] for c in columns] for row in rows]
+    console = make_console(json_file)
+    print_table(console, "datasets (shapes and digits need no files)", columns, cells)
+    write_result(rows, json_file)
+
+
+@datasets.command()
+def info(
+    name: Annotated[str, typer.Argument(help="A dataset by name.")],
+    data_root: Root = None,
+    scales: Annotated[
+        str, typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
+    ] = "S3",
+    routing: Annotated[str, typer.Option(help="nearest or up.")] = "nearest",
+    json_file: Json = None,
+) -> None:
+    """Describe a dataset: splits, licence, native sizes, and how its images would be routed."""
+    from msun_fastai.cli.output import check_output, make_console, write_result
+    from msun_fastai.scales import ROUTING, check_choice, parse_scales
+
+    check_output("--json", json_file)
+    sides = parse_scales(scales)
+    check_choice("routing", routing, ROUTING)
+
+    from msun_fastai.data.describe import describe
+
+    found = describe(name, data_root, sides, routing)
+    console = make_console(json_file)
+    for line in info_lines(found):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    write_result(found, json_file)
+
+
+def info_lines(found: dict[str, Any]) -> list[str]:
+    """The description as lines of text."""
+    lines = [f"{found['name']}: {found.get('title', '')}, {found['classes']} classes"]
+    for key in ("licence", "citation", "sides", "access"):
+        if found.get(key):
+            lines.append(f"{key}: {found[key]}")
+    if found.get("hub_id"):
+        lines.append(f"hub: {found['hub_id']} ({found['revision']})")
+    if found.get("splits"):
+        counts = ", ".join(f"{split} {n:,}" for split, n in found["splits"].items())
+        lines.append(f"splits: {counts}")
+    here = found["here"]
+    if here is None:
+        return [*lines, "no copy of it here; --data-root DIR says where to look"]
+    parts = ", ".join(f"{n:,} to {_purpose(part)}" for part, n in here["parts"].items())
+    lines += [f"here: {here['layout']} {here['folder']}".rstrip(), f"parts: {parts}"]
+    lines += here["notes"]
+    lines.append("native sizes (shorter side, up to):")
+    most = max(here["native_sizes"].values(), default=1)
+    for edge, n in here["native_sizes"].items():
+        lines.append(f"{edge:>6} {n:>9,} {'#' * max(1, round(BAR * n / most))}")
+    took = ", ".join(f"{scale}: {n:,}" for scale, n in here["routed"].items())
+    lines.append(f"routed to {took}")
+    if here["unreadable_count"]:
+        lines.append(f"{here['unreadable_count']} images cannot be read, among them:")
+        lines += here["unreadable"]
+    return lines
+
+
+def _purpose(part: str) -> str:
+    return {"train": "train on", "valid": "watch", "test": "test on"}[part]

@@ -1,0 +1,98 @@
+"""What a dataset is and what of it is here: catalogue, parts, native sizes, routing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from msun_fastai.data.catalog import CATALOG, EMBEDDED
+from msun_fastai.data.images import native_size
+from msun_fastai.data.samples import Sample, Source
+from msun_fastai.data.sources import find_layout, source_from_name
+from msun_fastai.errors import ImageError, UserError
+from msun_fastai.scales import route
+
+EDGES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)
+NAMED = 20  # unreadable images that are listed
+
+
+def list_datasets(root: Path | str | None) -> list[dict[str, Any]]:
+    """A row for every dataset of the catalogue: name, size, and where a copy of it is."""
+    rows = []
+    for entry in CATALOG.values():
+        found = find_layout(entry.name, root)
+        rows.append(
+            {
+                "name": entry.name,
+                "title": entry.title,
+                "classes": entry.classes,
+                "images": entry.size,
+                "sides": entry.sides,
+                "licence": entry.licence,
+                "here": str(found[1]) if found else "",
+            }
+        )
+    return rows
+
+
+def describe(
+    name: str, root: Path | str | None, scales: Sequence[int], routing: str
+) -> dict[str, Any]:
+    """All that is known of the dataset `name`; `here` is None where there is no copy of it.
+
+    `native_sizes` counts images by shorter side, keyed by the upper edge of each bin; `routed` by
+    the scale that they would go to. Headers alone are read. Raises `UserError` for an unknown name.
+    """
+    entry = CATALOG.get(name)
+    known = {**entry.__dict__, "splits": dict(entry.splits)} if entry else {}
+    try:
+        source = source_from_name(name, root)
+    except UserError:
+        if entry is None or (root is not None and find_layout(name, root)):
+            raise
+        return {**known, "here": None}
+    layout, folder = ("embedded", "") if name in EMBEDDED else find_layout(name, root) or ("", "")
+    sizes, unreadable = read_sizes(source.samples)
+    return {
+        **(known or {"name": name, "classes": len(source.classes)}),
+        "here": {
+            "layout": layout,
+            "folder": str(folder),
+            "parts": parts_of(source),
+            "notes": list(source.notes),
+            "native_sizes": histogram(sizes),
+            "routed": dict(sorted(Counter(route(s, scales, routing) for s in sizes).items())),
+            "unreadable": unreadable[:NAMED],
+            "unreadable_count": len(unreadable),
+        },
+    }
+
+
+def parts_of(source: Source) -> dict[str, int]:
+    """Number of images in each part that is used."""
+    counts = {"train": len(source.train), "valid": len(source.valid), "test": len(source.test)}
+    return {part: n for part, n in counts.items() if n}
+
+
+def read_sizes(samples: Sequence[Sample]) -> tuple[list[int], list[str]]:
+    """The native size of every image whose header can be read, and the errors of the others."""
+
+    def size(sample: Sample) -> int | str:
+        try:
+            return native_size(sample.image)
+        except ImageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:  # reading files waits on the disk more than it computes
+        found = list(pool.map(size, samples))
+    return [f for f in found if isinstance(f, int)], [f for f in found if isinstance(f, str)]
+
+
+def histogram(sizes: Sequence[int]) -> dict[int, int]:
+    """How many sizes are at most each edge and above the one before; the last edge as needed."""
+    edges = [*EDGES, max([*sizes, EDGES[-1]])]
+    counts = Counter(next(edge for edge in edges if size <= edge) for size in sizes)
+    return dict(sorted(counts.items()))
