@@ -26,8 +26,10 @@ def test_sizes(scales: Sequence[int]) -> tuple[int, ...]:
 class _AtSizes(Dataset):
     """Each image at every size, as uint8, from one decode."""
 
-    def __init__(self, samples: Sequence[Sample], sizes: Sequence[int], classes: list[str]):
-        self.samples, self.sizes = samples, sizes
+    def __init__(
+        self, samples: Sequence[Sample], sizes: Sequence[int], classes: list[str], rule: str
+    ):
+        self.samples, self.sizes, self.rule = samples, sizes, rule
         self.codes = {name: i for i, name in enumerate(classes)}
 
     def __len__(self) -> int:
@@ -35,7 +37,7 @@ class _AtSizes(Dataset):
 
     def __getitem__(self, i: int) -> tuple[list[torch.Tensor], int]:
         image = load_image(self.samples[i].image)
-        views = [image_tensor(resize_image(image, size)) for size in self.sizes]
+        views = [image_tensor(resize_image(image, size, self.rule)) for size in self.sizes]
         return views, self.codes[self.samples[i].label]
 
 
@@ -46,14 +48,17 @@ def accuracy_by_size(
     bs: int = 64,
     workers: int = 0,
 ) -> dict[str, list[Any]]:
-    """Accuracy of `saved` on `samples`, each squished to every one of `sizes` in turn.
+    """Accuracy of `saved` on `samples`, each resized to every one of `sizes` in turn, by the
+    model's own resize rule.
 
     Returns `sizes`, `accuracy` (fractions) and `subnet` (the scale that the size is routed to). A
     network with one scale gets the image brought up to that scale.
     """
     model = saved.model.eval()
     device = next(model.parameters()).device
-    loader = DataLoader(_AtSizes(samples, sizes, saved.classes), bs, num_workers=workers)
+    loader = DataLoader(
+        _AtSizes(samples, sizes, saved.classes, saved.preprocessing.resize), bs, num_workers=workers
+    )
     right = [0] * len(sizes)
     with torch.no_grad():
         for views, codes in loader:

@@ -182,7 +182,9 @@ def saved_model(learn: Learner) -> SavedModel:
     if norm is not None:
         stats = {"mean": norm.mean.flatten().tolist(), "std": norm.std.flatten().tolist()}
     model: MultiScaleNet = getattr(learn.model, "_orig_mod", learn.model)
-    return SavedModel(model, [str(c) for c in learn.dls.vocab], Preprocessing(**stats))
+    return SavedModel(
+        model, [str(c) for c in learn.dls.vocab], Preprocessing(learn.dls.valid.resize, **stats)
+    )
 
 
 def save_learner(learn: Learner, folder: Path | str) -> Path:

@@ -111,7 +111,8 @@ class Predictor:
         prediction.width, prediction.height = image.size
         prediction.native_size = min(image.size)
         prediction.scale = self.saved.model.route(prediction.native_size)
-        return prediction, image_tensor(resize_image(image, prediction.scale))
+        rule = self.saved.preprocessing.resize
+        return prediction, image_tensor(resize_image(image, prediction.scale, rule))
 
     @torch.no_grad()
     def _answer(self, group: list[tuple[Prediction, Any]], top: int) -> None:

@@ -32,6 +32,7 @@ class DataSection(Section):
     valid_fraction: float = Field(0.2, gt=0, lt=1)
     limit: int | None = Field(None, ge=1)
     augment: str = "light"
+    resize: str = "squish"
     workers: int = Field(2, ge=0)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from msun_fastai.callbacks.console import ConsoleProgress, History
 from msun_fastai.data.images import native_size
 from msun_fastai.data.loaders import NativeImageDataLoaders
-from msun_fastai.data.resize import AUGMENTATIONS
+from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
 from msun_fastai.data.samples import Source
 from msun_fastai.data.sources import source_from_name, source_from_path
 from msun_fastai.devices import pick_device
@@ -78,6 +78,7 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     check_choice("distance", recipe.consistency.distance, DISTANCES)
     check_choice("views", recipe.train.views, VIEWS)
     check_choice("augment", recipe.data.augment, AUGMENTATIONS)
+    check_choice("resize", recipe.data.resize, RESIZE_RULES)
     pick_device(recipe.train.device)
     if model.weights is not None and not Path(model.weights).is_file():
         raise UserError(f"weights {model.weights}: no such file")
@@ -137,6 +138,7 @@ def make_learner(recipe: Recipe, source: Source) -> Learner:
         routing=model.routing,
         views=train.views,
         augment=data.augment,
+        resize=data.resize,
         seed=train.seed,
         bs=train.bs,
         num_workers=data.workers,

@@ -1,6 +1,8 @@
 """The catalogue on the command line, and the parts that a dataset's splits become."""
 
+import fnmatch
 import json
+import shutil
 
 import pytest
 from official import WRITERS
@@ -120,8 +122,8 @@ def test_splits_that_make_no_dataset(parts, classes, says):
 
 
 def test_another_number_of_classes():
+    parts = {"train": samples("a", "b"), "test": samples("a")}
     with pytest.raises(UserError, match="2 classes; raf_db has 7"):
-        parts = {"train": samples("a", "b"), "test": samples("a")}
         source_from_splits("x", CATALOG["raf_db"], parts, ["a", "b"])
 
 
@@ -129,3 +131,81 @@ def test_limit_reaches_every_part():
     parts = {"train": samples(*"abab"), "val": samples(*"abab"), "test": samples(*"abab")}
     source = source_from_splits("x", ENTRY, parts, ["a", "b"]).limited(2)
     assert [len(p) for p in (source.train, source.valid, source.test)] == [2, 2, 2]
+
+
+# ---- the hub ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the hub: a repository on disk and the calls that were made for it."""
+    import huggingface_hub
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    repository, calls = tmp_path / "repository", []
+    (repository / "data").mkdir(parents=True)
+    pixel = b"\x89PNG"
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(196)])})
+    for split in ("train", "test", "gaussian_noise"):  # the last as its corrupted splits are named
+        rows = {"image": [{"bytes": pixel, "path": None}] * 4, "label": [0, 1, 0, 1]}
+        table = Dataset.from_dict(rows, features=features)
+        table.to_parquet(repository / "data" / f"{split}-00000-of-00001.parquet")
+    (repository / "README.md").write_text("about")
+
+    def snapshot_download(repo_id, repo_type, revision, allow_patterns, local_dir):
+        calls.append((repo_id, repo_type, revision))
+        if repo_id.startswith("nobody/"):
+            raise OSError("404 Client Error\nmore lines")
+        for file in repository.rglob("*"):
+            path = str(file.relative_to(repository))
+            if file.is_file() and any(fnmatch.fnmatch(path, p) for p in allow_patterns):
+                (local_dir / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, local_dir / path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return calls
+
+
+def test_prepare_fetches_what_is_needed_once(run, hub, tmp_path):
+    words = ("datasets", "prepare", "stanford_cars", "--data-root", tmp_path / "data")
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert hub == [("tanganke/stanford_cars", "dataset", "main")]
+    files = {p.name.split("-")[0] for p in (tmp_path / "data").rglob("*.parquet")}
+    assert files == {"train", "test"}
+    assert "196 classes, 4 to train on, 4 to watch" in out
+    assert "4 of 8,144 images in train, 4 of 8,041 images in test" in out
+    code, out, _ = run(*words, "--json", "-")
+    assert json.loads(out)["parts"] == {"train": 4, "valid": 4}
+    assert len(hub) == 1
+    code, _, err = run(*words, "--strict")
+    assert code == 2
+    assert "4 of 8,144" in err
+
+
+def test_prepare_from_elsewhere(run, hub, tmp_path):
+    words = ("datasets", "prepare", "stanford_cars", "--data-root", tmp_path)
+    code, _, err = run(*words, "--hub-id", "nobody/cars", "--revision", "abc")
+    assert code == 2
+    assert "nobody/cars at abc could not be fetched" in err
+    assert "404 Client Error)" in err
+    assert "--hub-id" in err
+    assert run(*words, "--hub-id", "me/cars", "--revision", "abc")[0] == 0
+    assert hub[-1] == ("me/cars", "dataset", "abc")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["raf_db", "--data-root", "."], "on no hub; ask its authors"),
+        (["dtd", "--data-root", "."], "has no Parquet files of"),
+        (["dtd"], "no data root"),
+        (["dtdd", "--data-root", "."], "did you mean dtd"),
+    ],
+)
+def test_what_cannot_be_prepared(run, hub, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "repository" / "data")
+    code, _, err = run("datasets", "prepare", *words)
+    assert code == 2
+    assert says in err

@@ -19,7 +19,7 @@ BAR = 40  # characters of the longest bar
 
 datasets = typer.Typer(
     name="datasets",
-    help="List the datasets that go by a name, or describe one.",
+    help="List the datasets that go by a name, describe one, fetch one.",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -65,6 +65,31 @@ def info(
     found = describe(name, data_root, sides, routing)
     console = make_console(json_file)
     for line in info_lines(found):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    write_result(found, json_file)
+
+
+@datasets.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="A dataset by name.")],
+    data_root: Root = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fewer images than there should be are an error.")
+    ] = False,
+    hub_id: Annotated[str, typer.Option(help="Another repository on the hub.")] = "",
+    revision: Annotated[str, typer.Option(help="Another state of it: branch, tag, commit.")] = "",
+    json_file: Json = None,
+) -> None:
+    """Fetch a dataset from the hub unless it is here, and check what is here."""
+    from msun_fastai.cli.output import check_output, make_console, write_result
+    from msun_fastai.data.describe import prepare as prepare_dataset
+
+    check_output("--json", json_file)
+    found = prepare_dataset(name, data_root, strict, hub_id, revision)
+    console = make_console(json_file)
+    parts = ", ".join(f"{n:,} to {_purpose(part)}" for part, n in found["parts"].items())
+    lines = [f"{name}: {found['layout']} {found['folder']}", f"{found['classes']} classes, {parts}"]
+    for line in [*lines, *found["notes"]]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     write_result(found, json_file)
 

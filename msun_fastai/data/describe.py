@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from msun_fastai.data.catalog import CATALOG, EMBEDDED
+from msun_fastai.data.hub import download
 from msun_fastai.data.images import native_size
 from msun_fastai.data.samples import Sample, Source
-from msun_fastai.data.sources import find_layout, source_from_name
-from msun_fastai.errors import ImageError, UserError
+from msun_fastai.data.sources import ROOT_VARIABLE, find_layout, read_layout, source_from_name
+from msun_fastai.errors import ImageError, UserError, did_you_mean
 from msun_fastai.scales import route
 
 EDGES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)
@@ -68,6 +70,35 @@ def describe(
             "unreadable": unreadable[:NAMED],
             "unreadable_count": len(unreadable),
         },
+    }
+
+
+def prepare(
+    name: str, root: Path | str | None, strict: bool, hub_id: str = "", revision: str = ""
+) -> dict[str, Any]:
+    """Have the dataset `name` below `root`, fetched where it is not, and check what is there.
+
+    Returns its folder, layout, parts, number of classes and notes. strict: fewer images than the
+    catalogue says are an error. Raises `UserError`.
+    """
+    if name not in CATALOG:
+        raise UserError(f"dataset {name!r} is unknown; {did_you_mean(name, CATALOG)}")
+    root = root or os.environ.get(ROOT_VARIABLE)
+    if root is None:
+        raise UserError(f"no data root: give --data-root DIR or set {ROOT_VARIABLE}")
+    if find_layout(name, root) is None:
+        download(CATALOG[name], Path(root), hub_id, revision)
+    layout, folder = find_layout(name, root) or ("", Path(root))
+    source = read_layout(name, layout, folder)
+    if strict and source.notes:
+        raise UserError(f"{folder}: {'; '.join(source.notes)}")
+    return {
+        "name": name,
+        "layout": layout,
+        "folder": str(folder),
+        "parts": parts_of(source),
+        "classes": len(source.classes),
+        "notes": list(source.notes),
     }
 
 

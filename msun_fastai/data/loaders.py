@@ -53,6 +53,7 @@ class NativeImageDataLoaders(DataLoaders):
         routing: str = "nearest",
         views: str = "all",
         augment: str = "light",
+        resize: str = "squish",
         limit: int | None = None,
         seed: int = 42,
         item_tfms: Any = None,
@@ -63,14 +64,15 @@ class NativeImageDataLoaders(DataLoaders):
         """From a `Source` of labelled samples.
 
         scales: ascending sides in pixels. routing: `nearest` or `up`. views: `all`, `native` or
-        `down`, see `msun_fastai.scales.target_scale`. augment: `light` or `none`. limit: at most so
-        many images in each part. `options` (bs, val_bs, num_workers, device, ...) are fastai's.
+        `down`, see `msun_fastai.scales.target_scale`. augment: `light`, `rrc` or `none`. resize:
+        `squish`, `crop` or `pad`, for every part and saved with the model. limit: at most so many
+        images in each part. `options` (bs, val_bs, num_workers, device, ...) are fastai's.
         """
         source = source.limited(limit, seed)
         n = len(source.train)
         block = DataBlock(
             blocks=(
-                NativeImageBlock(scales=scales, routing=routing, views=views, augment=augment),
+                NativeImageBlock(scales, routing, views, augment, resize),
                 CategoryBlock(vocab=source.classes, sort=False),
             ),
             get_y=sample_label,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from msun_fastai.data.batches import batch_count, cut_batches, same_scale_order
 from msun_fastai.data.images import load_image, native_size
-from msun_fastai.data.resize import augment_image, resize_image
+from msun_fastai.data.resize import RESIZE_RULES, augment_image, resize_image
 from msun_fastai.data.samples import Sample
 from msun_fastai.errors import UserError
 from msun_fastai.scales import (
@@ -87,10 +87,11 @@ class NativeDL(TfmdDL):
 
     scales: ascending sides in pixels. routing: `nearest` or `up`. views: the policy that decides to
     which scale an image is resized (`all`: the canonical one; `native`, `down`: its routed one).
-    augment: what the training part does on the way, see `augment_image`.
+    augment: what the training part does on the way, see `augment_image`. resize: the rule by which
+    an image becomes a square, see `resize_image`.
     """
 
-    _own = ("scales", "routing", "views", "augment")
+    _own = ("scales", "routing", "views", "augment", "resize")
 
     def __init__(
         self,
@@ -100,12 +101,14 @@ class NativeDL(TfmdDL):
         routing: str = "nearest",
         views: str = "native",
         augment: str = "none",
+        resize: str = "squish",
         native_sizes: list[int] | None = None,
         **kwargs: Any,
     ):
         self.scales = check_scales(scales)
         self.routing = check_choice("routing", routing, ROUTING)
         self.views = check_choice("views", views, VIEWS)
+        self.resize = check_choice("resize", resize, RESIZE_RULES)
         self.augment, self._sizes, self.epoch_seed = augment, native_sizes, 0
         self._counts: Counter[int] | None = None
         super().__init__(dataset, bs=bs, **kwargs)
@@ -223,9 +226,9 @@ class NativeDL(TfmdDL):
             )
         side = self.single_side or self._routed(image.native_size)
         if self.augment == "none" or getattr(self.dataset, "split_idx", None) != TRAIN:
-            return NativeImage(resize_image(image, side))
+            return NativeImage(resize_image(image, side, self.resize))
         rng = random.Random(self.epoch_seed * 1_000_003 + idx)
-        return NativeImage(augment_image(image, side, self.augment, rng))
+        return NativeImage(augment_image(image, side, self.augment, rng, self.resize))
 
 
 def NativeImageBlock(
@@ -233,12 +236,14 @@ def NativeImageBlock(
     routing: str = "nearest",
     views: str = "all",
     augment: str = "light",
+    resize: str = "squish",
 ) -> TransformBlock:
     """A fastai `TransformBlock` for images of mixed sizes; its options are those of `NativeDL`.
 
     `views` and `augment` are the training part's; the validation part is routed by native size.
     """
     options = {"scales": scales, "routing": routing, "views": views, "augment": augment}
+    options["resize"] = resize
     return TransformBlock(
         type_tfms=OpenImage(),
         batch_tfms=IntToFloatTensor,

@@ -89,6 +89,8 @@ def _how_to_get(name: str, root: Path | str | None) -> str:
     ways = f"its official archive unpacked in DIR/{entry.official}"
     if entry.hub_id:
         ways = f"a copy of {entry.hub_id} in DIR/{name} (data/<split>-*.parquet), or {ways}"
+    if entry.hub_id:
+        ways += f"; `msun-fastai datasets prepare {name}` fetches it"
     return f"{where}; expected {ways}" + (f"; {entry.access}" if entry.access else "")
 
 

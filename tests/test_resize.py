@@ -1,0 +1,125 @@
+"""The resize rules and augmentations on images whose pixels are known."""
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msun_fastai.data.resize import (
+    AUGMENTATIONS,
+    CROPPED,
+    GREY,
+    RESIZE_RULES,
+    augment_image,
+    crop_box,
+    resize_image,
+)
+from msun_fastai.errors import UserError
+from msun_fastai.learner import msun_learner, saved_model
+from msun_fastai.predict import Predictor
+
+
+def ramp(width, height):
+    """Red grows from left to right, green from top to bottom."""
+    red = np.broadcast_to(np.linspace(0, 255, width), (height, width))
+    green = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
+    return Image.fromarray(np.stack([red, green, 0 * red], -1).round().astype(np.uint8))
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+@pytest.mark.parametrize("size", [(1, 1), (300, 200), (7, 400), (64, 64)])
+def test_every_rule_gives_a_square(rule, size):
+    assert resize_image(ramp(*size), 64, rule).size == (64, 64)
+
+
+def test_squish_keeps_everything():
+    a = pixels(resize_image(ramp(300, 200), 64))
+    assert a[32, 0, 0] < 5
+    assert a[32, -1, 0] > 250
+    assert a[0, 32, 1] < 5
+    assert a[-1, 32, 1] > 250
+
+
+def test_crop_keeps_the_middle_as_torchvision_does():
+    from torchvision.transforms import v2
+
+    image = ramp(320, 256)
+    reference = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(image)
+    assert np.abs(pixels(resize_image(image, 224, "crop")) - pixels(reference)).max() <= 1
+    small = pixels(resize_image(image, 32, "crop"))
+    edge = CROPPED * 256 / 320 / 2
+    assert small[16, 0, 0] == pytest.approx(255 * (0.5 - edge), abs=8)
+    assert small[16, -1, 0] == pytest.approx(255 * (0.5 + edge), abs=8)
+
+
+def test_pad_keeps_everything_unbent_on_grey():
+    a = pixels(resize_image(ramp(300, 200), 60, "pad"))
+    assert (a[:10] == GREY).all()
+    assert (a[-10:] == GREY).all()
+    assert (a[10:50] != GREY).any(-1).all()
+    assert a[30, 0, 0] < 5
+    assert a[30, -1, 0] > 250
+    tall = pixels(resize_image(ramp(200, 300), 60, "pad"))
+    assert (tall[:, :10] == GREY).all()
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+def test_augmentations_by_rule(rule):
+    image, sizes = ramp(300, 200), set()
+    for seed in range(20):
+        for kind in AUGMENTATIONS:
+            out = augment_image(image, 48, kind, random.Random(seed), rule)
+            again = augment_image(image, 48, kind, random.Random(seed), rule)
+            assert out.size == (48, 48)
+            assert out.tobytes() == again.tobytes()
+            if kind == "none":
+                assert out.tobytes() == resize_image(image, 48, rule).tobytes()
+            if kind == "rrc":
+                assert not (pixels(out) == GREY).all(-1).any()
+                sizes.add(out.tobytes())
+    assert len(sizes) == 20
+
+
+def test_boxes_keep_their_share_and_proportions():
+    rng = random.Random(0)
+    for areas, bends in (((0.5, 1.0), True), ((0.5, 1.0), False), ((0.08, 1.0), False)):
+        for _ in range(200):
+            left, upper, right, lower = crop_box((300, 200), rng, areas, bends)
+            assert 0 <= left < right <= 300
+            assert 0 <= upper < lower <= 200
+            share = (right - left) * (lower - upper) / 60_000
+            assert share <= areas[1]
+            ratio = (right - left) / (lower - upper) / (1.5 if bends else 1)
+            if right - left < 299.9 and lower - upper < 199.9:  # it fits as it was drawn
+                assert share >= areas[0] - 1e-9
+                assert 3 / 4 - 1e-9 <= ratio <= 4 / 3 + 1e-9
+
+
+def test_unknown_rules_and_kinds():
+    with pytest.raises(UserError, match="did you mean squish"):
+        resize_image(ramp(4, 4), 8, "squisch")
+    with pytest.raises(UserError, match="did you mean light"):
+        augment_image(ramp(4, 4), 8, "lite", random.Random(0))
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+def test_the_rule_is_saved_and_prediction_uses_it(shapes, rule):
+    from msun_fastai.data.loaders import NativeImageDataLoaders
+
+    dls = NativeImageDataLoaders.from_source(
+        shapes, scales=(16, 32, 64), resize=rule, bs=8, num_workers=0, device="cpu"
+    )
+    learn = msun_learner(dls, "thin_resnet10", pretrained=False)
+    saved = saved_model(learn)
+    assert saved.preprocessing.resize == rule
+    image = ramp(90, 50)
+    _, _, ours = learn.predict(image)
+    saved.model.eval()
+    answer = Predictor(saved).predict_one(image, top=10)
+    theirs = dict(answer.top)
+    assert [theirs[c] for c in dls.vocab] == pytest.approx(ours.tolist(), abs=1e-4)
