@@ -74,3 +74,17 @@ def saved_run(tmp_path_factory, shapes):
     model = build_net(NetConfig("thin_resnet10", 10, SCALES))
     saved = SavedModel(model, list(shapes.classes), Preprocessing())
     return save_model_folder(tmp_path_factory.mktemp("run") / "model", saved).parent
+
+
+@pytest.fixture
+def run(capsys):
+    """The command line, called as a function: exit code, standard output, standard error."""
+    from msun_fastai.cli import main
+
+    def call(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([str(w) for w in words])
+        out = capsys.readouterr()
+        return ended.value.code, out.out, out.err
+
+    return call

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from msun_fastai.data.official import RAF_DB
+from msun_fastai.data.archive_files import RAF_DB
 
 rng = np.random.default_rng(5)
 BANNER = 20

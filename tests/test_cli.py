@@ -9,23 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msun_fastai.cli import main
-
 SMALL = [
     *("--arch", "thin_resnet10", "--no-pretrained", "--scales", "16,32,64", "--epochs", "1"),
     *("--bs", "8", "--device", "cpu", "--set", "data.workers=0"),
 ]
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            main([str(w) for w in words])
-        out = capsys.readouterr()
-        return ended.value.code, out.out, out.err
-
-    return call
 
 
 @pytest.fixture

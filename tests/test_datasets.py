@@ -7,23 +7,11 @@ import shutil
 import pytest
 from official import WRITERS
 
-from msun_fastai.cli import main
 from msun_fastai.data.catalog import CATALOG, Entry
 from msun_fastai.data.parts import source_from_splits
 from msun_fastai.data.samples import Sample
 from msun_fastai.data.sources import source_from_name
 from msun_fastai.errors import UserError
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            main([str(w) for w in words])
-        out = capsys.readouterr()
-        return ended.value.code, out.out, out.err
-
-    return call
 
 
 def samples(*labels):

@@ -6,15 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from msun_fastai.cli.flops import Text
+from msun_fastai.cli.options import DataRoot, Json, Routing, Scales
 
-Root = Annotated[
-    Text, typer.Option(help="Folder with local copies of datasets.", envvar="MSUN_DATA_ROOT")
-]
-Json = Annotated[
-    Text,
-    typer.Option("--json", help="Write the figures as JSON to this file; - for standard output."),
-]
 BAR = 40  # characters of the longest bar
 
 datasets = typer.Typer(
@@ -26,7 +19,7 @@ datasets = typer.Typer(
 
 
 @datasets.callback()
-def list_all(ctx: typer.Context, data_root: Root = None, json_file: Json = None) -> None:
+def list_all(ctx: typer.Context, data_root: DataRoot = None, json_file: Json = None) -> None:
     """List the datasets that go by a name, and where copies of them are."""
     if ctx.invoked_subcommand is not None:
         return
@@ -45,11 +38,9 @@ def list_all(ctx: typer.Context, data_root: Root = None, json_file: Json = None)
 @datasets.command()
 def info(
     name: Annotated[str, typer.Argument(help="A dataset by name.")],
-    data_root: Root = None,
-    scales: Annotated[
-        str, typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
-    ] = "S3",
-    routing: Annotated[str, typer.Option(help="nearest or up.")] = "nearest",
+    data_root: DataRoot = None,
+    scales: Scales = "S3",
+    routing: Routing = "nearest",
     json_file: Json = None,
 ) -> None:
     """Describe a dataset: splits, licence, native sizes, and how its images would be routed."""
@@ -57,7 +48,7 @@ def info(
     from msun_fastai.scales import ROUTING, check_choice, parse_scales
 
     check_output("--json", json_file)
-    sides = parse_scales(scales)
+    sides = parse_scales(scales or "S3")
     check_choice("routing", routing, ROUTING)
 
     from msun_fastai.data.describe import describe
@@ -72,7 +63,7 @@ def info(
 @datasets.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="A dataset by name.")],
-    data_root: Root = None,
+    data_root: DataRoot = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fewer images than there should be are an error.")
     ] = False,

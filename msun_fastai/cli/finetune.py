@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-Text = str | None
+from msun_fastai.cli.options import (
+    Alignment,
+    Arch,
+    Blocks,
+    DataRoot,
+    Grids,
+    Method,
+    Norm,
+    Scales,
+    Text,
+)
 
 
 def finetune(
@@ -16,40 +26,23 @@ def finetune(
     data: Annotated[
         Text, typer.Option(help="Folder of class folders, or a CSV of paths and labels.")
     ] = None,
-    data_root: Annotated[
-        Text, typer.Option(help="Folder with local copies of datasets.", envvar="MSUN_DATA_ROOT")
-    ] = None,
+    data_root: DataRoot = None,
     recipe: Annotated[
         Text, typer.Option(help="Start from this recipe: a shipped name or a .toml file.")
     ] = None,
-    arch: Annotated[
-        Text, typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
-    ] = None,
-    method: Annotated[Text, typer.Option(help="msun, snet, mst or vanilla.")] = None,
+    arch: Arch = None,
+    method: Method = None,
     consistency: Annotated[
         Text, typer.Option(help="si or none; the method's own by default.")
     ] = None,
     baseline: Annotated[
         Text, typer.Option(help="A method to train the same way and compare with.")
     ] = None,
-    scales: Annotated[
-        Text, typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
-    ] = None,
-    blocks: Annotated[
-        int | None, typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
-    ] = None,
-    alignment: Annotated[
-        Text,
-        typer.Option(
-            help="Grid of the deep layers: canonical (msun's default) or native (snet's)."
-        ),
-    ] = None,
-    grids: Annotated[
-        Text, typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")
-    ] = None,
-    norm: Annotated[
-        Text, typer.Option(help="Batch norm in the deep layers: shared or per_scale.")
-    ] = None,
+    scales: Scales = None,
+    blocks: Blocks = None,
+    alignment: Alignment = None,
+    grids: Grids = None,
+    norm: Norm = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     bs: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,

@@ -6,37 +6,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from msun_fastai.cli.options import (
+    Alignment,
+    Arch,
+    Blocks,
+    Grids,
+    Json,
+    Method,
+    Norm,
+    Routing,
+    Scales,
+    Text,
+)
+
 if TYPE_CHECKING:
     from msun_fastai.flops import Cost
-
-Text = str | None
 
 
 def flops(
     ctx: typer.Context,
-    arch: Annotated[
-        str, typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
-    ] = "resnet50",
-    method: Annotated[str, typer.Option(help="msun, snet, mst or vanilla.")] = "msun",
-    scales: Annotated[
-        str, typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
-    ] = "S3",
-    blocks: Annotated[
-        int, typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
-    ] = 1,
-    alignment: Annotated[
-        Text,
-        typer.Option(
-            help="Grid of the deep layers: canonical (msun's default) or native (snet's)."
-        ),
-    ] = None,
-    grids: Annotated[
-        Text, typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")
-    ] = None,
-    norm: Annotated[
-        str, typer.Option(help="Batch norm in the deep layers: shared or per_scale.")
-    ] = "shared",
-    routing: Annotated[str, typer.Option(help="nearest or up.")] = "nearest",
+    arch: Arch = "resnet50",
+    method: Method = "msun",
+    scales: Scales = "S3",
+    blocks: Blocks = 1,
+    alignment: Alignment = None,
+    grids: Grids = None,
+    norm: Norm = "shared",
+    routing: Routing = "nearest",
     sizes: Annotated[
         Text,
         typer.Option(help="Input sizes, 32:224:16 or 32,128; 13 over the scales by default."),
@@ -45,12 +41,7 @@ def flops(
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's figures and ours, for its four networks.")
     ] = False,
-    json_file: Annotated[
-        Text,
-        typer.Option(
-            "--json", help="Write the figures as JSON to this file; - for standard output."
-        ),
-    ] = None,
+    json_file: Json = None,
 ) -> None:
     """Count parameters and multiply-accumulates (MACs), per subnet and per input size."""
     from msun_fastai.cli.output import check_output, make_console, write_result
@@ -66,14 +57,17 @@ def flops(
         show_paper(console, lines, NOTES)
         write_result([line.as_dict() for line in lines], json_file)
         return
-    sides = parse_scales(scales)
+    sides = parse_scales(scales or "S3")
     tested = parse_sizes(sizes) if sizes is not None else sweep_sizes(sides[0], sides[-1])
     wanted = tuple(parse_numbers("grids", grids)) if grids is not None else None
 
     from msun_fastai.flops import network_cost
     from msun_fastai.models.net import NetConfig
 
-    config = NetConfig(arch, classes, sides, method, blocks, alignment, wanted, norm, routing)
+    config = NetConfig(
+        *(arch or "resnet50", classes, sides, method or "msun", blocks or 0),
+        *(alignment, wanted, norm or "shared", routing),
+    )
     cost = network_cost(config, tested)
     show_cost(console, config.arch, cost)
     write_result({**config.as_dict(), **cost.as_dict()}, json_file)

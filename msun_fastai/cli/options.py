@@ -1,0 +1,34 @@
+"""Options that several verbs have, with the same words in each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Text = str | None
+
+Arch = Annotated[
+    Text, typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
+]
+Method = Annotated[Text, typer.Option(help="msun, snet, mst or vanilla.")]
+Scales = Annotated[
+    Text, typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
+]
+Blocks = Annotated[
+    int | None, typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
+]
+Alignment = Annotated[
+    Text,
+    typer.Option(help="Grid of the deep layers: canonical (msun's default) or native (snet's)."),
+]
+Grids = Annotated[Text, typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")]
+Norm = Annotated[Text, typer.Option(help="Batch norm in the deep layers: shared or per_scale.")]
+Routing = Annotated[str, typer.Option(help="nearest or up.")]
+DataRoot = Annotated[
+    Text, typer.Option(help="Folder with local copies of datasets.", envvar="MSUN_DATA_ROOT")
+]
+Json = Annotated[
+    Text,
+    typer.Option("--json", help="Write the figures as JSON to this file; - for standard output."),
+]
