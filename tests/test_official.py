@@ -66,6 +66,14 @@ def test_finetune_on_every_dataset(laid_out, tmp_path, capsys):
         assert f"({metrics['test_images']} test images)" in out.out
 
 
+def test_class_folders_under_a_known_name(tmp_path):
+    for label in "ab":
+        for k in range(3):
+            writers.jpeg(tmp_path / "stanford_cars" / label / f"{k}.jpg")
+    assert find_layout("stanford_cars", tmp_path) == ("folders", tmp_path / "stanford_cars")
+    assert source_from_name("stanford_cars", tmp_path).classes == ["a", "b"]
+
+
 def test_labels_and_pixels_of_the_array_datasets(tmp_path):
     writers.cifar10(tmp_path)
     batch = pickle.loads((tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes())

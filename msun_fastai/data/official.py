@@ -11,6 +11,8 @@ from msun_fastai.data.archive_arrays import Dataset
 from msun_fastai.data.catalog import CATALOG, Entry
 from msun_fastai.errors import UserError
 
+# where the folder's name alone says nothing: class folders might lie there as well
+NEEDED = {"stanford_cars": ("devkit",), "imagenet": ("train", "val")}
 READERS: dict[str, Callable[[Path], Dataset]] = {
     "cifar10": arrays.cifar10,
     "cifar100": arrays.cifar100,
@@ -49,6 +51,7 @@ def official_folder(name: str, root: Path) -> Path | None:
     places = [root / entry.official, root / name / entry.official]
     if name == "raf_db":
         places.append(root / "basic")
-    if name == "imagenet":
-        places = [p for p in places if (p / "train").is_dir() and (p / "val").is_dir()]
-    return next((p for p in places if p.is_dir()), None)
+    needed = NEEDED.get(name, ())
+    return next(
+        (p for p in places if p.is_dir() and all((p / part).is_dir() for part in needed)), None
+    )
