@@ -341,6 +341,8 @@ def test_flops_beside_the_paper(run):
     [
         (["--grids", "16,32"], "2 given for 3 scales"),
         (["--arch", "densenet121", "--grids", "1,1,28", "--alignment", "native"], "grids: "),
+        (["--scales", ""], "scales: : write whole numbers"),
+        (["--arch", ""], "unknown backbone ''"),
         (["--paper", "--arch", "vgg16"], "--paper takes no --arch"),
         (["--arch", "alexnet"], "takes the methods vanilla and mst"),
         (["--sizes", "32:x"], "START:STOP:STEP"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from msun_fastai.cli.options import DataRoot, Json, Routing, Scales
+from msun_fastai.cli.options import ROUTING, SCALES, DataRoot, Json
 
 BAR = 40  # characters of the longest bar
 
@@ -39,17 +39,17 @@ def list_all(ctx: typer.Context, data_root: DataRoot = None, json_file: Json = N
 def info(
     name: Annotated[str, typer.Argument(help="A dataset by name.")],
     data_root: DataRoot = None,
-    scales: Scales = "S3",
-    routing: Routing = "nearest",
+    scales: Annotated[str, SCALES] = "S3",
+    routing: Annotated[str, ROUTING] = "nearest",
     json_file: Json = None,
 ) -> None:
     """Describe a dataset: splits, licence, native sizes, and how its images would be routed."""
+    from msun_fastai import scales as rules
     from msun_fastai.cli.output import check_output, make_console, write_result
-    from msun_fastai.scales import ROUTING, check_choice, parse_scales
 
     check_output("--json", json_file)
-    sides = parse_scales(scales or "S3")
-    check_choice("routing", routing, ROUTING)
+    sides = rules.parse_scales(scales)
+    rules.check_choice("routing", routing, rules.ROUTING)
 
     from msun_fastai.data.describe import describe
 

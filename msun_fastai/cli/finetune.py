@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from msun_fastai.cli.options import (
-    Alignment,
-    Arch,
-    Blocks,
+    ALIGNMENT,
+    ARCH,
+    BLOCKS,
+    GRIDS,
+    METHOD,
+    NORM,
+    SCALES,
     DataRoot,
-    Grids,
-    Method,
-    Norm,
-    Scales,
     Text,
 )
 
@@ -30,19 +30,19 @@ def finetune(
     recipe: Annotated[
         Text, typer.Option(help="Start from this recipe: a shipped name or a .toml file.")
     ] = None,
-    arch: Arch = None,
-    method: Method = None,
+    arch: Annotated[Text, ARCH] = None,
+    method: Annotated[Text, METHOD] = None,
     consistency: Annotated[
         Text, typer.Option(help="si or none; the method's own by default.")
     ] = None,
     baseline: Annotated[
         Text, typer.Option(help="A method to train the same way and compare with.")
     ] = None,
-    scales: Scales = None,
-    blocks: Blocks = None,
-    alignment: Alignment = None,
-    grids: Grids = None,
-    norm: Norm = None,
+    scales: Annotated[Text, SCALES] = None,
+    blocks: Annotated[int | None, BLOCKS] = None,
+    alignment: Annotated[Text, ALIGNMENT] = None,
+    grids: Annotated[Text, GRIDS] = None,
+    norm: Annotated[Text, NORM] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     bs: Annotated[int | None, typer.Option(help="Images in a batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,

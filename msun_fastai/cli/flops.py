@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from msun_fastai.cli.options import (
-    Alignment,
-    Arch,
-    Blocks,
-    Grids,
+    ALIGNMENT,
+    ARCH,
+    BLOCKS,
+    GRIDS,
+    METHOD,
+    NORM,
+    ROUTING,
+    SCALES,
     Json,
-    Method,
-    Norm,
-    Routing,
-    Scales,
     Text,
 )
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 def flops(
     ctx: typer.Context,
-    arch: Arch = "resnet50",
-    method: Method = "msun",
-    scales: Scales = "S3",
-    blocks: Blocks = 1,
-    alignment: Alignment = None,
-    grids: Grids = None,
-    norm: Norm = "shared",
-    routing: Routing = "nearest",
+    arch: Annotated[str, ARCH] = "resnet50",
+    method: Annotated[str, METHOD] = "msun",
+    scales: Annotated[str, SCALES] = "S3",
+    blocks: Annotated[int, BLOCKS] = 1,
+    alignment: Annotated[Text, ALIGNMENT] = None,
+    grids: Annotated[Text, GRIDS] = None,
+    norm: Annotated[str, NORM] = "shared",
+    routing: Annotated[str, ROUTING] = "nearest",
     sizes: Annotated[
         Text,
         typer.Option(help="Input sizes, 32:224:16 or 32,128; 13 over the scales by default."),
@@ -57,17 +57,14 @@ def flops(
         show_paper(console, lines, NOTES)
         write_result([line.as_dict() for line in lines], json_file)
         return
-    sides = parse_scales(scales or "S3")
+    sides = parse_scales(scales)
     tested = parse_sizes(sizes) if sizes is not None else sweep_sizes(sides[0], sides[-1])
     wanted = tuple(parse_numbers("grids", grids)) if grids is not None else None
 
     from msun_fastai.flops import network_cost
     from msun_fastai.models.net import NetConfig
 
-    config = NetConfig(
-        *(arch or "resnet50", classes, sides, method or "msun", blocks or 0),
-        *(alignment, wanted, norm or "shared", routing),
-    )
+    config = NetConfig(arch, classes, sides, method, blocks, alignment, wanted, norm, routing)
     cost = network_cost(config, tested)
     show_cost(console, config.arch, cost)
     write_result({**config.as_dict(), **cost.as_dict()}, json_file)

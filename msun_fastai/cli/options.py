@@ -8,23 +8,17 @@ import typer
 
 Text = str | None
 
-Arch = Annotated[
-    Text, typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
-]
-Method = Annotated[Text, typer.Option(help="msun, snet, mst or vanilla.")]
-Scales = Annotated[
-    Text, typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
-]
-Blocks = Annotated[
-    int | None, typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
-]
-Alignment = Annotated[
-    Text,
-    typer.Option(help="Grid of the deep layers: canonical (msun's default) or native (snet's)."),
-]
-Grids = Annotated[Text, typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")]
-Norm = Annotated[Text, typer.Option(help="Batch norm in the deep layers: shared or per_scale.")]
-Routing = Annotated[str, typer.Option(help="nearest or up.")]
+ARCH = typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
+METHOD = typer.Option(help="msun, snet, mst or vanilla.")
+SCALES = typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
+BLOCKS = typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
+ALIGNMENT = typer.Option(
+    help="Grid of the deep layers: canonical (msun's default) or native (snet's)."
+)
+GRIDS = typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")
+NORM = typer.Option(help="Batch norm in the deep layers: shared or per_scale.")
+ROUTING = typer.Option(help="nearest or up.")
+
 DataRoot = Annotated[
     Text, typer.Option(help="Folder with local copies of datasets.", envvar="MSUN_DATA_ROOT")
 ]
