@@ -60,6 +60,13 @@ def test_info_counts_sizes_and_routes(run, tmp_path):
     assert "1 images cannot be read" in out
 
 
+@pytest.mark.parametrize("words", [[], ["info", "dtd"]])
+def test_a_data_root_that_is_not_there(run, tmp_path, words):
+    code, _, err = run("datasets", *words, "--data-root", tmp_path / "nowhere")
+    assert code == 2
+    assert "nowhere: no such folder" in err
+
+
 def test_info_of_an_unknown_dataset(run, tmp_path):
     code, _, err = run("datasets", "info", "stanford_car", "--data-root", tmp_path)
     assert code == 2

@@ -126,6 +126,21 @@ def test_caltech_gives_30_of_each_class_by_seed(tmp_path):
     assert not {s.image for s in one.train} & {s.image for s in one.valid}
 
 
+def test_lists_that_do_not_fit_are_named(tmp_path):
+    from scipy.io import savemat
+
+    writers.oxford_flowers102(tmp_path)
+    ids = {"trnid": [[1]], "valid": [[2]], "tstid": [[99]]}
+    savemat(tmp_path / "flowers-102" / "setid.mat", ids)
+    with pytest.raises(UserError, match="flowers-102 is not as the official archive"):
+        source_from_name("oxford_flowers102", tmp_path)
+    fashion = tmp_path / "FashionMNIST" / "raw"
+    writers.fashion_mnist(tmp_path)
+    (fashion / "train-images-idx3-ubyte.gz").write_bytes(b"not packed")
+    with pytest.raises(UserError, match="raw is not as the official archive"):
+        source_from_name("fashion_mnist", tmp_path)
+
+
 class Hostile:
     def __reduce__(self):
         return os.system, ("touch hacked",)
@@ -157,6 +172,8 @@ class Hostile:
             b"1 Zeppelin\n",
             "row 1: unknown variant 'Zeppelin'",
         ),
+        ("stl10", "stl10_binary/train_X.bin", b"", "stl10_binary is not as the official archive"),
+        ("cifar10", "cifar-10-batches-py/batches.meta", pickle.dumps({}), "'label_names'"),
         ("dtd", "dtd/dtd/labels/test1.txt", None, "test1.txt is missing"),
         ("raf_db", "raf_db/basic/EmoLabel/list_patition_label.txt", b"train_1.jpg 8\n", "1 to 7"),
         ("raf_db", "raf_db/basic/EmoLabel/list_patition_label.txt", b"dev_1.jpg 1\n", "neither"),

@@ -101,7 +101,7 @@ ENTRIES = (
         licence="CC-BY-4.0",
         citation="Fei-Fei, Fergus, Perona: Learning Generative Visual Models, CVPRW 2004",
         test="",
-        per_class=30,  # the paper's protocol (Section VI-A): there is no official split
+        per_class=30,  # the usual protocol: there is no official split
         official="caltech101/101_ObjectCategories",
     ),
     Entry(
@@ -133,7 +133,7 @@ ENTRIES = (
         hub_id="timm/oxford-iiit-pet",
         classes=37,
         splits=_splits(train=3_680, test=3_669),
-        sides="about 400",
+        sides="about 500",
         licence="CC-BY-SA-4.0",
         citation="Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs, CVPR 2012",
         official="oxford-iiit-pet",
@@ -156,7 +156,7 @@ ENTRIES = (
         hub_id="Donghyun99/FGVC-Aircraft",
         classes=100,
         splits=_splits(train=3_334, val=3_333, test=3_333),
-        sides="about 700",
+        sides="775 to 1,600 wide",
         licence="for non-commercial research",
         citation="Maji, Kannala, Rahtu, Blaschko, Vedaldi: FGVC Aircraft, arXiv:1306.5151",
         valid="val",

@@ -13,7 +13,13 @@ from msun_fastai.data.catalog import CATALOG, EMBEDDED
 from msun_fastai.data.hub import download
 from msun_fastai.data.images import native_size
 from msun_fastai.data.samples import Sample, Source
-from msun_fastai.data.sources import ROOT_VARIABLE, find_layout, read_layout, source_from_name
+from msun_fastai.data.sources import (
+    ROOT_VARIABLE,
+    data_root,
+    find_layout,
+    read_layout,
+    source_from_name,
+)
 from msun_fastai.errors import ImageError, UserError, did_you_mean
 from msun_fastai.scales import route
 
@@ -23,7 +29,7 @@ NAMED = 20  # unreadable images that are listed
 
 def list_datasets(root: Path | str | None) -> list[dict[str, Any]]:
     """A row for every dataset of the catalogue: name, size, and where a copy of it is."""
-    rows = []
+    rows, root = [], data_root(root)
     for entry in CATALOG.values():
         found = find_layout(entry.name, root)
         rows.append(
@@ -48,7 +54,7 @@ def describe(
     `native_sizes` counts images by shorter side, keyed by the upper edge of each bin; `routed` by
     the scale that they would go to. Headers alone are read. Raises `UserError` for an unknown name.
     """
-    entry = CATALOG.get(name)
+    entry, root = CATALOG.get(name), data_root(root)
     known = {**entry.__dict__, "splits": dict(entry.splits)} if entry else {}
     try:
         source = source_from_name(name, root)

@@ -38,6 +38,12 @@ def read_official(entry: Entry, folder: Path) -> Dataset:
             f"{entry.name}: {error.filename} is missing; expected the official archive unpacked "
             f"in {folder}"
         ) from None
+    # what an archive lacks inside its files: a key, a row, bytes
+    except (KeyError, IndexError, ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"{entry.name}: {folder} is not as the official archive "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def official_folder(name: str, root: Path) -> Path | None:

@@ -82,8 +82,7 @@ def make_source(
         )
     if len(classes) < 2:
         raise UserError(f"{name}: one class only ({classes[0]!r}); a classifier needs two")
-    same = len(test) == len(valid) and all(a is b for a, b in zip(test, valid))
-    return Source(name, train, valid, classes, [] if same else list(test), notes)
+    return Source(name, train, valid, classes, list(test), notes)
 
 
 def by_class(samples: Sequence[Sample], seed: int) -> dict[str, list[Sample]]:

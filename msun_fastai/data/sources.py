@@ -32,15 +32,21 @@ def source_from_name(name: str, root: Path | str | None = None, seed: int = 42) 
     """
     if name in EMBEDDED:
         return _embedded(name, seed)
-    root = root or os.environ.get(ROOT_VARIABLE)
-    if root is not None and not Path(root).is_dir():
-        raise UserError(f"data root {root}: no such folder")
+    root = data_root(root)
     layout = find_layout(name, root)
     if layout is not None:
         return read_layout(name, *layout, seed)
     if name not in CATALOG:
         raise UserError(f"dataset {name!r} is unknown; {did_you_mean(name, _names(root))}")
     raise UserError(f"dataset {name!r}: {_how_to_get(name, root)}")
+
+
+def data_root(root: Path | str | None) -> Path | None:
+    """`root`, or else the one that the environment names. Raises `UserError` if it is not there."""
+    given = root or os.environ.get(ROOT_VARIABLE)
+    if given and not Path(given).is_dir():
+        raise UserError(f"data root {given}: no such folder")
+    return Path(given) if given else None
 
 
 def _embedded(name: str, seed: int) -> Source:
