@@ -29,6 +29,10 @@ class ImageError(UserError):
     """One image that cannot be used: unreadable, truncated, empty, too large, or no image."""
 
 
+class BadImageWarning(UserWarning):
+    """Images that cannot be read and are left out."""
+
+
 def did_you_mean(word: str, known: Iterable[str], n: int = 3) -> str:
     """The part of an error that names what is near `word`, or else everything there is.
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """Where this project keeps what it can make again: `MSUN_CACHE`, or the user's cache folder."""
+    if named := os.environ.get("MSUN_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msun-fastai"
 
 
 @contextmanager
@@ -34,6 +43,15 @@ def write_text(path: Path | str, text: str) -> None:
     with replacing(path) as temporary:
         # a file name that is not UTF-8 is written with its odd bytes escaped
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_rows(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as CSV to `path`, whole or not at all; the columns are those of the first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path | str, value: Any) -> None:

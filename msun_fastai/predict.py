@@ -10,13 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from msun_fastai.data.images import load_image
-from msun_fastai.data.resize import resize_image
+from msun_fastai.data.images import open_image
+from msun_fastai.data.resize import fitted
 from msun_fastai.devices import pick_device
 from msun_fastai.errors import ImageError
 from msun_fastai.models.saving import Preprocessing, SavedModel, load_model_folder
@@ -46,11 +44,6 @@ class Prediction:
         row = dict(self.__dict__)
         row["top"] = [{"label": label, "probability": p} for label, p in self.top]
         return row
-
-
-def image_tensor(image: Image.Image) -> Tensor:
-    """An RGB image as a uint8 tensor (3, h, w)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def normalize(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -104,15 +97,15 @@ class Predictor:
     def _decode(self, source: Any) -> tuple[Prediction, Tensor | None]:
         prediction = Prediction(str(source) if isinstance(source, (str, Path)) else "")
         try:
-            image = load_image(source)
+            with open_image(source) as image:
+                scale = self.saved.model.route(image.native_size)
+                pixels = fitted(image, scale, self.saved.preprocessing.resize)
         except ImageError as error:
             prediction.error = str(error)
             return prediction, None
         prediction.width, prediction.height = image.size
-        prediction.native_size = min(image.size)
-        prediction.scale = self.saved.model.route(prediction.native_size)
-        rule = self.saved.preprocessing.resize
-        return prediction, image_tensor(resize_image(image, prediction.scale, rule))
+        prediction.native_size, prediction.scale = image.native_size, scale
+        return prediction, pixels
 
     @torch.no_grad()
     def _answer(self, group: list[tuple[Prediction, Any]], top: int) -> None:

@@ -24,16 +24,29 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Where the images are and what happens to them on the way in."""
+    """Where the images are and what happens to them on the way in.
+
+    valid_fraction: what is held out where nothing else is. carve: the share of the training part
+    that is held out to choose on, whatever else there is. *_column: of a CSV, the usual names
+    where empty. cache: GiB of decoded images kept in memory, see `NativeDL`. on_bad_image: `skip`
+    up to `max_bad` of the training images, or `stop`.
+    """
 
     dataset: str | None = None
     path: str | None = None
     root: str | None = None
+    path_column: str = ""
+    label_column: str = ""
+    split_column: str = ""
     valid_fraction: float = Field(0.2, gt=0, lt=1)
+    carve: float | None = Field(None, gt=0, lt=1)
     limit: int | None = Field(None, ge=1)
     augment: str = "light"
     resize: str = "squish"
     workers: int = Field(2, ge=0)
+    cache: float | None = Field(None, ge=0)
+    on_bad_image: str = "skip"
+    max_bad: float = Field(0.01, ge=0, le=1)
 
 
 class ModelSection(Section):

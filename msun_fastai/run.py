@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,16 @@ from fastai.torch_core import set_seed
 from rich.console import Console
 
 from msun_fastai.callbacks.console import ConsoleProgress, History
-from msun_fastai.data.images import native_size
+from msun_fastai.data.bad import NAMED, ON_BAD_IMAGE, BadImage
 from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
 from msun_fastai.data.samples import Source
+from msun_fastai.data.scan import PARTS, Scan, scan
 from msun_fastai.data.sources import source_from_name, source_from_path
 from msun_fastai.devices import pick_device
-from msun_fastai.errors import TrainingError, UserError
+from msun_fastai.errors import BadImageWarning, TrainingError, UserError
 from msun_fastai.evaluate import accuracy_by_size, test_sizes
-from msun_fastai.files import write_json, write_text
+from msun_fastai.files import write_json, write_rows, write_text
 from msun_fastai.learner import Consistency, msun_learner, save_learner, saved_model
 from msun_fastai.losses import DISTANCES
 from msun_fastai.models.methods import METHODS, find_method
@@ -52,18 +56,18 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
     source = load_source(recipe)
     for note in source.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    for sample in source.samples:
-        native_size(sample.image)  # names a file whose header cannot be read
+    found = scan(source, recipe.data.on_bad_image, recipe.data.max_bad)
+    tell_bad(found.bad, console)
     # the first Learner before the folder: its weights or its data may turn out to be missing
     recipe = resolved(recipe)
-    learn = make_learner(recipe, source)
+    learn = make_learner(recipe, found.source)
     folder = new_run_folder(f"{source.name}-{recipe.model.method}", run_dir)
     console.print(f"run folder {folder}", highlight=False, soft_wrap=True)
-    metrics = train_one(recipe, source, learn, folder, console)
+    metrics = train_one(recipe, found, learn, folder, console)
     if recipe.baseline is not None:
         other = resolved(baseline_recipe(recipe))
-        learn = make_learner(other, source)
-        metrics["baseline"] = train_one(other, source, learn, folder / "baseline", console)
+        learn = make_learner(other, found.source)
+        metrics["baseline"] = train_one(other, found, learn, folder / "baseline", console)
         write_json(folder / "metrics.json", metrics)
     return RunResult(folder, metrics)
 
@@ -79,6 +83,7 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     check_choice("views", recipe.train.views, VIEWS)
     check_choice("augment", recipe.data.augment, AUGMENTATIONS)
     check_choice("resize", recipe.data.resize, RESIZE_RULES)
+    check_choice("on_bad_image", recipe.data.on_bad_image, ON_BAD_IMAGE)
     pick_device(recipe.train.device)
     if model.weights is not None and not Path(model.weights).is_file():
         raise UserError(f"weights {model.weights}: no such file")
@@ -123,7 +128,10 @@ def load_source(recipe: Recipe) -> Source:
     if data.dataset is not None:
         source = source_from_name(data.dataset, data.root, seed)
     else:
-        source = source_from_path(str(data.path), data.valid_fraction, seed)
+        columns = data.model_dump(include={"path_column", "label_column", "split_column"})
+        source = source_from_path(str(data.path), data.valid_fraction, seed, **columns)
+    if data.carve is not None:
+        source = source.carved(data.carve, seed)
     return source.limited(data.limit, seed)
 
 
@@ -139,6 +147,9 @@ def make_learner(recipe: Recipe, source: Source) -> Learner:
         views=train.views,
         augment=data.augment,
         resize=data.resize,
+        cache=data.cache,
+        on_bad_image=data.on_bad_image,
+        max_bad=data.max_bad,
         seed=train.seed,
         bs=train.bs,
         num_workers=data.workers,
@@ -173,8 +184,33 @@ def _silent(row: Any) -> None:
     """In place of fastai's printing of each epoch; `ConsoleProgress` shows it."""
 
 
+@contextmanager
+def warnings_told(console: Console) -> Iterator[None]:
+    """Print what is warned of bad images to `console`, as it comes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", BadImageWarning)
+        shown = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, BadImageWarning):
+                console.print(str(message), highlight=False, soft_wrap=True, markup=False)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
+
+
+def tell_bad(bad: Sequence[BadImage], console: Console) -> None:
+    """Print the first of the images that cannot be read, and how many there are."""
+    for image in bad[:NAMED]:
+        console.print(f"left out: {image.reason}", highlight=False, soft_wrap=True, markup=False)
+    if len(bad) > NAMED:
+        console.print(f"left out: {len(bad) - NAMED} more", highlight=False)
+
+
 def train_one(
-    recipe: Recipe, source: Source, learn: Learner, folder: Path, console: Console
+    recipe: Recipe, found: Scan, learn: Learner, folder: Path, console: Console
 ) -> dict[str, Any]:
     """Train one Learner and write its folder; returns its metrics."""
     method = recipe.model.method
@@ -182,7 +218,7 @@ def train_one(
     write_json(folder / "environment.json", environment(learn.dls.device))
     train = recipe.train
     started = time.perf_counter()
-    with ConsoleProgress(console, method) as progress:
+    with warnings_told(console), ConsoleProgress(console, method) as progress:
         cbs = [progress, History(folder / "history.csv")]
         if recipe.model.pretrained or recipe.model.weights is not None:
             learn.fine_tune(train.epochs, base_lr=train.lr, cbs=cbs)
@@ -192,21 +228,36 @@ def train_one(
     if not math.isfinite(learn.recorder.values[-1][0]):
         raise TrainingError(f"{method}: the loss is not finite any more; try a lower --lr")
     save_learner(learn, folder / "model")
-    metrics = measure(recipe, source, learn, seconds)
+    with warnings_told(console):
+        metrics, bad = measure(recipe, found, learn, seconds)
     write_json(folder / "metrics.json", metrics)
+    if bad:
+        write_rows(folder / "bad_images.csv", [asdict(image) for image in bad])
+        console.print(
+            f"{len(bad)} images could not be read and were left out; {folder / 'bad_images.csv'} "
+            "names them",
+            highlight=False,
+            soft_wrap=True,
+        )
     return metrics
 
 
-def measure(recipe: Recipe, source: Source, learn: Learner, seconds: float) -> dict[str, Any]:
-    """What `metrics.json` holds; its keys are documented in `docs/run-folder.md`."""
-    saved = saved_model(learn)
+def measure(
+    recipe: Recipe, found: Scan, learn: Learner, seconds: float
+) -> tuple[dict[str, Any], list[BadImage]]:
+    """What `metrics.json` holds (its keys are documented in `docs/run-folder.md`), and all images
+    that could not be read, header or pixels."""
+    saved, source = saved_model(learn), found.source
     scales = saved.model.entry_scales
     dl = learn.dls.valid
     if source.test:
-        dl = learn.dls.test_dl(source.test, with_labels=True)
+        skipping = {"on_bad_image": recipe.data.on_bad_image}
+        dl = learn.dls.test_dl(source.test, with_labels=True, **skipping)
     with learn.no_logging():
         routed = learn.validate(dl=dl)[1]
-    counts = Counter(saved.model.route(size) for size in dl.native_sizes)
+    counts = Counter(
+        saved.model.route(size) for i, size in enumerate(dl.native_sizes) if i not in dl.bad
+    )
     by_size = accuracy_by_size(
         saved,
         source.measured,
@@ -214,18 +265,25 @@ def measure(recipe: Recipe, source: Source, learn: Learner, seconds: float) -> d
         recipe.train.bs,
         recipe.data.workers,
     )
-    return {
+    measured = "test" if source.test else "valid"
+    unread = {"train": learn.dls.train.bad_reasons(), "valid": learn.dls.valid.bad_reasons()}
+    unread[measured] = by_size.pop("unreadable")
+    bad = [*found.bad, *(BadImage(part, reason) for part in unread for reason in unread[part])]
+    bad_counts = {part: sum(b.part == part for b in bad) for part in PARTS}
+    counted = {part: len(getattr(source, part)) + found.count(part) for part in PARTS}
+    metrics = {
         "data": source.name,
         "arch": recipe.model.arch,
         "method": recipe.model.method,
         "scales": list(scales),
         "classes": len(source.classes),
-        "train_images": len(source.train),
-        "valid_images": len(source.valid),
-        "test_images": len(source.test),
+        **{f"{part}_images": n for part, n in counted.items()},
+        "measured_images": counted[measured] - bad_counts[measured],
+        "bad_images": bad_counts,
         "params": sum(p.numel() for p in saved.model.parameters()),
         "train_seconds": round(seconds, 1),
         "native_accuracy": round(routed, 6),
         "routing": {str(s): counts[s] for s in scales},
         **by_size,
     }
+    return metrics, bad

@@ -284,7 +284,7 @@ def test_a_bad_training_image_is_named(run, tmp_path, photos, data, says):
             target.write_bytes((photos / f"{i}.png").read_bytes())
     bad = tmp_path / "data" / "cat" / "3.png"
     bad.write_bytes(bad.read_bytes()[:-300] if data is None else data)
-    options = [*SMALL, "--set", "data.workers=2", "--set", "data.valid_fraction=0.2"]
+    options = [*SMALL, "--set", "data.workers=2", "--on-bad-image", "stop"]
     code, _, err = run(
         "finetune", "--data", tmp_path / "data", *options, "--run-dir", tmp_path / "r"
     )

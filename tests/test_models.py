@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from msun_fastai.data.images import load_image
-from msun_fastai.data.resize import resize_image
+from msun_fastai.data.resize import as_pixels, load_fitted
 from msun_fastai.errors import UserError
 from msun_fastai.models.families import find_family
 from msun_fastai.models.meta import grid_of
@@ -16,7 +15,7 @@ from msun_fastai.models.saving import Preprocessing
 from msun_fastai.models.subnets import kernel_sizes
 from msun_fastai.models.thin import ThinResNet
 from msun_fastai.models.weights import build_net
-from msun_fastai.predict import image_tensor, normalize
+from msun_fastai.predict import normalize
 
 SCALES = (16, 32, 64)
 
@@ -154,7 +153,7 @@ def pooled_features(model, images):
     """Each subnet's features, averaged over the grid and centred over the images."""
     out = []
     for subnet, scale in zip(model.subnets, model.entry_scales):
-        pixels = torch.stack([image_tensor(resize_image(image, scale)) for image in images])
+        pixels = torch.stack([load_fitted(image, scale) for image in images])
         with torch.no_grad():
             features = subnet.eval()(normalize(pixels, Preprocessing())).mean((2, 3))
         out.append(features - features.mean(0))
@@ -168,7 +167,7 @@ def likeness(features):
 
 def test_subnets_start_with_features_alike(shapes):
     """Centred, so that the common positive mean of features behind a ReLU counts for nothing."""
-    images = [resize_image(load_image(s.image), 64) for s in shapes.train]
+    images = [as_pixels(load_fitted(s.image, 64)) for s in shapes.train]
     model = net()
     started = likeness(pooled_features(model, images))
     torch.manual_seed(1)

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from msun_fastai.data.resize import load_fitted
 from msun_fastai.errors import ImageError
 from msun_fastai.evaluate import accuracy_by_size
 from msun_fastai.evaluate import test_sizes as sizes_of_test
-from msun_fastai.predict import Predictor
+from msun_fastai.predict import Predictor, normalize
 
 
 @pytest.fixture
@@ -56,15 +57,10 @@ def test_accuracy_by_size_equals_prediction_on_resized_images(predictor, shapes)
     assert found["sizes"] == [16, 40, 64]
     assert found["subnet"] == [16, 32, 64]
     for size, accuracy in zip(found["sizes"], found["accuracy"]):
-        resized = [
-            Image.fromarray(s.image).resize((size, size), Image.Resampling.BILINEAR)
-            for s in samples
-        ]
+        resized = [load_fitted(s.image, size) for s in samples]
         model, preprocessing = predictor.saved.model, predictor.saved.preprocessing
-        from msun_fastai.predict import image_tensor, normalize
-
         with torch.no_grad():
-            logits = model(normalize(torch.stack(list(map(image_tensor, resized))), preprocessing))
+            logits = model(normalize(torch.stack(resized), preprocessing))
         codes = torch.tensor([shapes.classes.index(s.label) for s in samples])
         assert accuracy == pytest.approx(float((logits.argmax(1) == codes).float().mean()))
 

@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from msun_fastai.data.images import REDUCTIONS
 from msun_fastai.data.resize import (
     AUGMENTATIONS,
     CROPPED,
     GREY,
     RESIZE_RULES,
-    augment_image,
+    SPARE,
+    as_pixels,
     crop_box,
-    resize_image,
+    fit_pixels,
+    fit_random,
+    fit_whole,
+    load_fitted,
+    reduction_for,
 )
 from msun_fastai.errors import UserError
 from msun_fastai.learner import msun_learner, saved_model
@@ -31,10 +37,18 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
+def resize_image(image, side, rule="squish"):
+    return as_pixels(load_fitted(image, side, rule))
+
+
+def augment_image(image, side, kind, rng, rule="squish"):
+    return as_pixels(fit_pixels(np.array(image), fit_random(image.size, side, kind, rng, rule)))
+
+
 @pytest.mark.parametrize("rule", RESIZE_RULES)
 @pytest.mark.parametrize("size", [(1, 1), (300, 200), (7, 400), (64, 64)])
 def test_every_rule_gives_a_square(rule, size):
-    assert resize_image(ramp(*size), 64, rule).size == (64, 64)
+    assert resize_image(ramp(*size), 64, rule).shape == (64, 64, 3)
 
 
 def test_squish_keeps_everything():
@@ -75,7 +89,7 @@ def test_augmentations_by_rule(rule):
         for kind in AUGMENTATIONS:
             out = augment_image(image, 48, kind, random.Random(seed), rule)
             again = augment_image(image, 48, kind, random.Random(seed), rule)
-            assert out.size == (48, 48)
+            assert out.shape == (48, 48, 3)
             assert out.tobytes() == again.tobytes()
             if kind == "none":
                 assert out.tobytes() == resize_image(image, 48, rule).tobytes()
@@ -105,6 +119,30 @@ def test_unknown_rules_and_kinds():
         resize_image(ramp(4, 4), 8, "squisch")
     with pytest.raises(UserError, match="did you mean light"):
         augment_image(ramp(4, 4), 8, "lite", random.Random(0))
+
+
+@pytest.mark.parametrize("rule", RESIZE_RULES)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_enough_is_decoded_for_whatever_is_drawn(rule, kind):
+    rng = random.Random(1)
+    for size, side in (((3000, 2000), 32), ((640, 480), 32), ((300, 500), 64), ((90, 80), 32)):
+        r = reduction_for(size, side, rule, kind)
+        assert r in (1, *REDUCTIONS)
+        for _ in range(100):
+            fit = fit_random(size, side, kind, rng, rule)
+            for k in (0, 1):
+                kept = (fit.box[2 + k] - fit.box[k]) * size[k] / r
+                assert r == 1 or kept >= SPARE * fit.inner[k] * 0.999
+    assert reduction_for((3000, 2000), 32, rule, kind) == (4 if kind == "rrc" else 8)
+    assert reduction_for((90, 80), 64, rule, kind) == 1
+
+
+def test_a_box_is_never_empty():
+    one = np.zeros((1, 1, 3), np.uint8)
+    assert fit_pixels(one, fit_whole((1, 1), 8, "crop")).shape == (3, 8, 8)
+    for seed in range(50):
+        fit = fit_random((2, 3), 8, "rrc", random.Random(seed))
+        assert fit_pixels(np.zeros((3, 2, 3), np.uint8), fit).shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("rule", RESIZE_RULES)

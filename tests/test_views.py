@@ -1,11 +1,10 @@
 """Views made on the device look like images decoded at that size."""
 
+import numpy as np
 import torch
 from PIL import Image
 
-from msun_fastai.data.images import load_image
-from msun_fastai.data.resize import resize_image
-from msun_fastai.predict import image_tensor
+from msun_fastai.data.resize import as_pixels, load_fitted
 from msun_fastai.views import make_views, rescale_view, resize_batch
 
 
@@ -17,9 +16,10 @@ def test_views_have_their_scales_and_the_largest_is_untouched():
 
 
 def test_a_view_equals_pillows_antialiased_resize(shapes):
-    image = load_image(shapes.train[3].image).resize((64, 64))
-    view = resize_batch(image_tensor(image)[None].float(), 16)[0]
-    decoded = image_tensor(resize_image(image, 16)).float()
+    image = load_fitted(shapes.train[3].image, 64)
+    view = resize_batch(image[None].float(), 16)[0]
+    pillow = Image.fromarray(as_pixels(image)).resize((16, 16), Image.Resampling.BILINEAR)
+    decoded = torch.from_numpy(np.array(pillow)).permute(2, 0, 1).float()
     assert (view - decoded).abs().max() <= 1.5  # Pillow rounds to whole values, twice
 
 
@@ -40,7 +40,7 @@ def test_rescaled_view_keeps_the_canonical_side_and_loses_detail():
 def test_resize_rule_squishes_the_whole_image():
     left_black = Image.new("RGB", (100, 20), "white")
     left_black.paste("black", (0, 0, 50, 20))
-    small = image_tensor(resize_image(left_black, 10))[0]
+    small = load_fitted(left_black, 10)[0]
     assert small.shape == (10, 10)
     assert (small[:, :4] == 0).all()
     assert (small[:, 6:] == 255).all()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from msun_fastai.callbacks.views import TermLogger
-from msun_fastai.files import write_text
+from msun_fastai.files import write_rows
 
 LOSSES = 3  # decimals
 
@@ -101,8 +99,4 @@ class History(Callback):
     def after_epoch(self) -> None:
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         self.rows.append({"phase": self.phase, **row})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.file, text.getvalue())
+        write_rows(self.file, self.rows)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from msun_fastai.cli.options import ROUTING, SCALES, DataRoot, Json
+from msun_fastai.cli.options import ROUTING, SCALES, DataRoot, Json, Text
 
 BAR = 40  # characters of the longest bar
 
@@ -83,6 +83,37 @@ def prepare(
     for line in [*lines, *found["notes"]]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     write_result(found, json_file)
+
+
+@datasets.command()
+def scan(
+    dataset: Annotated[Text, typer.Option(help="Dataset by name.")] = None,
+    data: Annotated[
+        Text, typer.Option(help="Folder of class folders, or a CSV of paths and labels.")
+    ] = None,
+    data_root: DataRoot = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode every image, which finds what headers hide.")
+    ] = False,
+    json_file: Json = None,
+) -> None:
+    """Look at every image and name those that cannot be read.
+
+    The exit code is 1 if there are any.
+    """
+    from msun_fastai.cli.output import check_output, make_console, write_result
+    from msun_fastai.data.describe import scan_data
+
+    check_output("--json", json_file)
+    found = scan_data(dataset, data, data_root, decode)
+    console = make_console(json_file)
+    counts = ", ".join(f"{n:,} in {part}" for part, n in found["parts"].items())
+    lines = [f"{row['part']}: {row['reason']}" for row in found["bad"]]
+    for line in [*lines, f"{found['name']}: {counts}; {len(lines)} cannot be read"]:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    write_result(found, json_file)
+    if lines:
+        raise typer.Exit(1)
 
 
 def info_lines(found: dict[str, Any]) -> list[str]:

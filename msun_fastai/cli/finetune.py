@@ -52,6 +52,10 @@ def finetune(
     ] = None,
     weights: Annotated[Text, typer.Option(help="Start from this state-dict file instead.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most N images in each part.")] = None,
+    on_bad_image: Annotated[
+        Text,
+        typer.Option(help="skip (counted, up to 1 % of the training images) or stop."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
     device: Annotated[
         Text, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")
@@ -97,6 +101,7 @@ def finetune(
         "train.epochs": epochs,
         "train.bs": bs,
         "train.lr": lr,
+        "data.on_bad_image": on_bad_image,
         "train.seed": seed,
         "train.device": device,
         "baseline": baseline,
@@ -135,7 +140,7 @@ def show_metrics(console: Any, metrics: dict[str, Any]) -> None:
         for row, ours, theirs in zip(rows, metrics["accuracy"], base["accuracy"]):
             row += [f"{theirs:.1%}".replace("%", " %"), f"{100 * (ours - theirs):+.1f}"]
     part = "test" if metrics["test_images"] else "validation"
-    count = metrics["test_images"] or metrics["valid_images"]
+    count = metrics["measured_images"]
     title = f"accuracy at each input size ({count} {part} images)"
     print_table(console, title, columns, rows)
     took = ", ".join(f"subnet {scale}: {n}" for scale, n in metrics["routing"].items())

@@ -10,17 +10,6 @@ if TYPE_CHECKING:
     from msun_fastai.predict import Prediction
 
 SHOWN = 50  # rows of the table on screen; --out has them all
-COLUMNS = (
-    "path",
-    "width",
-    "height",
-    "native_size",
-    "scale",
-    "label",
-    "probability",
-    "top",
-    "error",
-)
 
 
 def predict(
@@ -86,17 +75,13 @@ def screen_row(p: Prediction) -> list[Any]:
 
 def write_rows(rows: list[dict[str, Any]], out: str) -> None:
     """The rows to a CSV (the top classes as JSON in their column) or a JSON file."""
-    import csv
-    import io
     import json
 
-    from msun_fastai.files import write_json, write_text
+    from msun_fastai import files
 
     if out.lower().endswith(".json"):
-        write_json(out, rows)
+        files.write_json(out, rows)
         return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "top": json.dumps(row["top"], ensure_ascii=False)} for row in rows)
-    write_text(out, text.getvalue())
+    files.write_rows(
+        out, [{**row, "top": json.dumps(row["top"], ensure_ascii=False)} for row in rows]
+    )

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from msun_fastai.data.catalog import CATALOG, EMBEDDED
+from msun_fastai.data.headers import sample_headers
 from msun_fastai.data.hub import download
-from msun_fastai.data.images import native_size
-from msun_fastai.data.samples import Sample, Source
+from msun_fastai.data.samples import Source
+from msun_fastai.data.scan import find_bad
 from msun_fastai.data.sources import (
     ROOT_VARIABLE,
     data_root,
     find_layout,
     read_layout,
     source_from_name,
+    source_from_path,
 )
-from msun_fastai.errors import ImageError, UserError, did_you_mean
+from msun_fastai.errors import UserError, did_you_mean
 from msun_fastai.scales import route
 
 EDGES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)
@@ -63,7 +65,9 @@ def describe(
             raise
         return {**known, "here": None}
     layout, folder = ("embedded", "") if name in EMBEDDED else find_layout(name, root) or ("", "")
-    sizes, unreadable = read_sizes(source.samples)
+    headers = sample_headers(source.samples)
+    sizes = [min(h) for h in headers if not isinstance(h, str)]
+    unreadable = [h for h in headers if isinstance(h, str)]
     return {
         **(known or {"name": name, "classes": len(source.classes)}),
         "here": {
@@ -108,24 +112,30 @@ def prepare(
     }
 
 
+def scan_data(
+    name: str | None, path: str | None, root: Path | str | None, decode: bool
+) -> dict[str, Any]:
+    """Look at every image of the dataset `name`, or of the data at `path`, and say which are bad.
+
+    decode: decode them too. Returns the name, the number of images in each part and the bad ones, a
+    row each with its part and its reason. Raises `UserError`.
+    """
+    if (name is None) == (path is None):
+        raise UserError("name the data: either --dataset NAME or --data PATH")
+    source = source_from_name(name, root) if name is not None else source_from_path(str(path))
+    bad = find_bad(source, decode=decode).bad
+    return {
+        "name": source.name,
+        "parts": parts_of(source),
+        "bad": [asdict(image) for image in bad],
+        "notes": list(source.notes),
+    }
+
+
 def parts_of(source: Source) -> dict[str, int]:
     """Number of images in each part that is used."""
     counts = {"train": len(source.train), "valid": len(source.valid), "test": len(source.test)}
     return {part: n for part, n in counts.items() if n}
-
-
-def read_sizes(samples: Sequence[Sample]) -> tuple[list[int], list[str]]:
-    """The native size of every image whose header can be read, and the errors of the others."""
-
-    def size(sample: Sample) -> int | str:
-        try:
-            return native_size(sample.image)
-        except ImageError as error:
-            return str(error)
-
-    with ThreadPoolExecutor() as pool:  # reading files waits on the disk more than it computes
-        found = list(pool.map(size, samples))
-    return [f for f in found if isinstance(f, int)], [f for f in found if isinstance(f, str)]
 
 
 def histogram(sizes: Sequence[int]) -> dict[int, int]:

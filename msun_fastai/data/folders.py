@@ -7,45 +7,72 @@ from pathlib import Path
 from typing import Any
 
 from msun_fastai.data.images import SUFFIXES
+from msun_fastai.data.parts import TEST_NAMES, TRAIN_NAMES, VALID_NAMES
 from msun_fastai.data.samples import Sample, Source, make_source, stratified_split
 from msun_fastai.errors import UserError, did_you_mean
 
-TRAIN_NAMES = ("train", "training")
-VALID_NAMES = ("valid", "val", "validation", "test")
 PATH_COLUMNS = ("path", "image", "file", "filename", "name")
 LABEL_COLUMNS = ("label", "class", "labels", "target")
 SPLIT_COLUMNS = ("split", "is_valid")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files below `folder`, at any depth, sorted; hidden ones left out."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    """The image files below `folder`, at any depth, sorted; hidden ones left out.
+
+    A name that looks like an image but leads nowhere, as a broken link, is among them: whoever
+    opens it is told.
+    """
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
     return sorted(
         p for p in found if not any(s.startswith(".") for s in p.relative_to(folder).parts)
     )
 
 
 def source_from_folder(
-    path: Path | str, valid_fraction: float = 0.2, seed: int = 42, train: str = "", valid: str = ""
+    path: Path | str,
+    valid_fraction: float = 0.2,
+    seed: int = 42,
+    train: str = "",
+    valid: str = "",
+    test: str = "",
 ) -> Source:
-    """Images in class folders: `path/train/CLASS/*` and `path/valid/CLASS/*`, or `path/CLASS/*`.
+    """Images in class folders: `path/train/CLASS/**` and `path/valid/CLASS/**`, perhaps
+    `path/test/CLASS/**` too; or `path/CLASS/**`.
 
-    Without a training folder every class is split by `seed`. `train` and `valid` name the two
-    folders where they are not called one of `TRAIN_NAMES` and `VALID_NAMES`.
+    Without a training folder every class is split by `seed`; so is the training folder where there
+    is no other. Training is watched on `valid`, or on `test` where there is no `valid`. `train`,
+    `valid` and `test` name folders that are not called as usual. Raises `UserError`.
     """
     root = Path(path)
     name = root.resolve().name
     if not root.is_dir():
         raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
     train_dir = _part(root, (train,) if train else TRAIN_NAMES, required=bool(train))
+    valid_dir = _part(root, (valid,) if valid else VALID_NAMES, required=bool(valid))
+    test_dir = _part(root, (test,) if test else TEST_NAMES, required=bool(test))
+    if train_dir is None and valid_dir is not None and test_dir is not None:
+        raise UserError(f"{root}: {valid_dir.name} and {test_dir.name}, but no folder train")
     if train_dir is None:
         samples = _class_folders(root)
         return make_source(name, *stratified_split(samples, valid_fraction, seed))
-    valid_dir = _part(root, (valid,) if valid else VALID_NAMES, required=bool(valid))
-    samples = _class_folders(train_dir)
-    if valid_dir is None:
-        return make_source(name, *stratified_split(samples, valid_fraction, seed))
-    return make_source(name, samples, _class_folders(valid_dir))
+    folders = {"train": train_dir, "valid": valid_dir, "test": test_dir}
+    parts = {part: _class_folders(d) if d else [] for part, d in folders.items()}
+    return held_out_source(name, **parts, valid_fraction=valid_fraction, seed=seed)
+
+
+def held_out_source(
+    name: str,
+    train: list[Sample],
+    valid: list[Sample],
+    test: list[Sample],
+    valid_fraction: float,
+    seed: int,
+) -> Source:
+    """A source of what was held out: `test` takes the place of an empty `valid`, a share of `train`
+    that of both."""
+    if not valid and not test:
+        train, valid = stratified_split(train, valid_fraction, seed)
+    return make_source(name, train, valid or test, test=test if valid else ())
 
 
 def _part(root: Path, names: Iterable[str], required: bool) -> Path | None:
@@ -85,20 +112,19 @@ def source_from_table(
 ) -> Source:
     """A pandas DataFrame with a column of paths (relative to `root`) and one of labels.
 
-    A column `split` (train, valid) or `is_valid` (true, false) says which part a row belongs to;
-    without it every class is split by `seed`. Column names left empty are looked for among the
-    usual ones.
+    A column `split` (train, valid, test) or `is_valid` (true, false) says which part a row belongs
+    to; without it every class is split by `seed`. Column names left empty are looked for among the
+    usual ones. Raises `UserError` naming the row.
     """
     samples = table_samples(table, root, path_column, label_column, name)
     split = split_column or next((c for c in SPLIT_COLUMNS if c in table.columns), "")
     if split == "":
         return make_source(Path(name).stem, *stratified_split(samples, valid_fraction, seed))
     split = _column(table, split, (), name, "parts")
-    is_valid = [_is_valid(v, name, row) for row, v in enumerate(table[split], start=1)]
-    parts: tuple[list[Sample], list[Sample]] = ([], [])
-    for sample, held_out in zip(samples, is_valid):
-        parts[held_out].append(sample)
-    return make_source(Path(name).stem, *parts)
+    parts: dict[str, list[Sample]] = {"train": [], "valid": [], "test": []}
+    for row, (sample, value) in enumerate(zip(samples, table[split]), start=1):
+        parts[_part_of(value, name, row)].append(sample)
+    return held_out_source(Path(name).stem, **parts, valid_fraction=valid_fraction, seed=seed)
 
 
 def table_samples(
@@ -149,13 +175,15 @@ def _column(table: Any, wanted: str | int, usual: Iterable[str], name: str, what
     )
 
 
-def _is_valid(value: Any, name: str, row: int) -> bool:
+def _part_of(value: Any, name: str, row: int) -> str:
     text = str(value).strip().lower()
     if text in ("1", "1.0", "true", *VALID_NAMES):
-        return True
+        return "valid"
     if text in ("0", "0.0", "false", *TRAIN_NAMES):
-        return False
-    raise UserError(f"{name}, row {row}: split {value!r} is neither train nor valid")
+        return "train"
+    if text in TEST_NAMES:
+        return "test"
+    raise UserError(f"{name}, row {row}: split {value!r} is none of train, valid and test")
 
 
 def source_from_csv(path: Path | str, **options: Any) -> Source:

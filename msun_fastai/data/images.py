@@ -1,49 +1,135 @@
-"""Safe decoding: every input form and every Pillow mode to upright RGB, with a named error.
+"""Safe decoding: any input form to upright RGB pixels, with a named error for what is none.
 
-No fastai and no torch import here, so that the command line can predict without either.
+No fastai and no torch import here, so that headers are read without either. Pillow decodes:
+torchvision's decoder takes three quarters of its time, but is deprecated since 0.29.
 """
 
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
+# imported for Pillow to know them: asked for a format it does not know it loads all of its readers
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+from msun_fastai.data.modes import rgb_from_array, to_rgb
 from msun_fastai.errors import ImageError
 
 # Pillow warns above this many pixels and lets twice as many pass; we refuse them by the header
 MAX_PIXELS = int(Image.MAX_IMAGE_PIXELS or 89_478_485)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# of EXIF blocks that are cut short: they say nothing of the pixels
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
+# what an image file may be, whatever its name says: some other readers of Pillow's start programs
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 SUFFIXES = JPEG | {".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
-CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+REDUCTIONS = (8, 4, 2)  # at which libjpeg decodes for less
+ORIENTATION = 0x0112  # EXIF
 
 
-def read_header(source: Any) -> tuple[int, int]:
-    """Width and height in pixels as stored, from the header alone: nothing is decoded.
+class OpenedImage:
+    """An image whose header is read and checked; its pixels are decoded when they are asked for.
 
-    `source` is a path, bytes, an open Pillow image, an array or a tensor. The shorter side, which
-    is the native size, is the same before and after EXIF rotation. Raises `ImageError`.
+    size: (width, height) in pixels, upright, as the whole image decodes to. Close it, or use it as
+    a context manager.
+    """
+
+    def __init__(
+        self, stored: Image.Image | np.ndarray, name: str, trim: int = 0, ours: bool = False
+    ):
+        self._stored, self._name, self._ours = stored, name, ours
+        if isinstance(stored, np.ndarray):
+            self._turn, size = 1, (stored.shape[1], stored.shape[0])
+        else:
+            self._turn, size = _orientation(stored), stored.size
+        width, height = size[::-1] if self._turn >= 5 else size
+        self._trim = trim if height > trim else 0  # an image of no more keeps it all
+        self.size = width, height - self._trim
+
+    def __enter__(self) -> OpenedImage:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, if it was opened here."""
+        if self._ours and isinstance(self._stored, Image.Image):
+            self._stored.close()
+
+    @property
+    def native_size(self) -> int:
+        """The shorter side in pixels."""
+        return min(self.size)
+
+    def pixels(self, reduction: int = 1) -> np.ndarray:
+        """uint8 RGB (h, w, 3): the image, or where it is a JPEG the image at 1 / `reduction`.
+
+        EXIF rotation is applied, alpha laid on white, 16-bit grey scaled to 8 bits, CMYK and the
+        other modes converted, the first frame taken of several, a banner at the bottom cut where
+        the source has a `trim`. reduction: 1, 2, 4 or 8. Raises `ImageError`.
+        """
+        if isinstance(self._stored, np.ndarray):
+            return self._stored
+        try:
+            a = self._decoded(self._stored, reduction)
+        except Exception as error:  # the decoders raise whatever the bytes lead them to
+            raise ImageError(f"{self._name}: cannot be decoded ({_reason(error)})") from error
+        a = _turned(a, self._turn)
+        # the same share of the height, whatever it was reduced to
+        return a[: a.shape[0] * self.size[1] // (self.size[1] + self._trim)]
+
+    def _decoded(self, image: Image.Image, reduction: int) -> np.ndarray:
+        if reduction > 1 and self._ours and image.format == "JPEG":
+            width, height = image.size
+            image.draft(image.mode, (width // reduction, height // reduction))
+        image.load()
+        return np.array(to_rgb(image))  # a copy, for torch takes none that is read-only
+
+
+def open_image(source: Any) -> OpenedImage:
+    """`source` opened, its header checked; see `OpenedImage`.
+
+    A path, bytes, a Pillow image, an array or a tensor, or anything with `open_bytes()`. Arrays are
+    (h, w), (h, w, c) or (c, h, w), tensors (h, w) or (c, h, w), of uint8, uint16, or floats in
+    [0, 1]. Raises `ImageError`.
     """
     name, trim = _name(source), getattr(source, "trim", 0)
     if hasattr(source, "open_bytes"):
         source = source.open_bytes()
-    if isinstance(source, Image.Image):
-        return _checked(source.size, name)
     if isinstance(source, (str, Path, bytes, bytearray)):
-        with _opened(source, name) as image:
-            return _trimmed(image.size, trim)
-    return image_from_array(source).size
+        return OpenedImage(_opened(source, name), name, trim, ours=True)
+    if not isinstance(source, Image.Image):
+        source = rgb_from_array(source)
+        _checked((source.shape[1], source.shape[0]), name)
+    else:
+        _checked(source.size, name)
+    return OpenedImage(source, name, trim)
 
 
-def _trimmed(size: tuple[int, int], trim: int) -> tuple[int, int]:
-    """Width and height without `trim` pixels at the bottom; an image of no more keeps them all."""
-    return (size[0], size[1] - trim) if size[1] > trim else size
+def read_header(source: Any) -> tuple[int, int]:
+    """Width and height in pixels, upright, from the header alone: nothing is decoded.
+
+    `source` is what `open_image` takes. Raises `ImageError`.
+    """
+    with open_image(source) as image:
+        return image.size
 
 
 def native_size(source: Any) -> int:
@@ -51,25 +137,15 @@ def native_size(source: Any) -> int:
     return min(read_header(source))
 
 
-def load_image(source: Any) -> Image.Image:
-    """Decode `source` (path, bytes, Pillow image, array or tensor) to an upright RGB image.
+def load_pixels(source: Any) -> np.ndarray:
+    """The whole image as uint8 RGB (h, w, 3), upright; see `OpenedImage.pixels`."""
+    with open_image(source) as image:
+        return image.pixels()
 
-    EXIF rotation is applied, alpha laid on white, 16-bit grey scaled to 8 bits, CMYK and the other
-    modes converted, the first frame taken of several, a banner at the bottom cut where the source
-    has a `trim`. Arrays are (h, w), (h, w, c) or (c, h, w),
-    tensors (h, w) or (c, h, w), of uint8, uint16, or floats in [0, 1]. Raises `ImageError`.
-    """
-    name, trim = _name(source), getattr(source, "trim", 0)
-    if hasattr(source, "open_bytes"):
-        source = source.open_bytes()
-    if isinstance(source, (str, Path, bytes, bytearray)):
-        with _opened(source, name) as image:
-            rgb = _decoded(image, name)
-            return rgb.crop((0, 0, *_trimmed(rgb.size, trim))) if trim else rgb
-    if isinstance(source, Image.Image):
-        _checked(source.size, name)
-        return _decoded(source, name)
-    return image_from_array(source)
+
+def load_image(source: Any) -> Image.Image:
+    """The whole image as an upright Pillow image of mode RGB; see `OpenedImage.pixels`."""
+    return Image.fromarray(load_pixels(source))
 
 
 def _name(source: Any) -> str:
@@ -80,7 +156,7 @@ def _name(source: Any) -> str:
     return f"an image of {len(source)} bytes" if isinstance(source, (bytes, bytearray)) else "array"
 
 
-def _checked(size: tuple[int, int], name: str) -> tuple[int, int]:
+def _checked(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name}: an image of {width}x{height} has no pixels")
@@ -89,7 +165,6 @@ def _checked(size: tuple[int, int], name: str) -> tuple[int, int]:
             f"{name}: {width}x{height} is more than the {MAX_PIXELS} pixels that "
             "are accepted; reduce it first"
         )
-    return size
 
 
 def _opened(source: str | Path | bytes | bytearray, name: str) -> Image.Image:
@@ -101,11 +176,8 @@ def _opened(source: str | Path | bytes | bytearray, name: str) -> Image.Image:
             file: Any = io.BytesIO(source)
         else:
             file = Path(source)
-            if file.is_dir():
-                raise ImageError(f"{name}: is a directory, not an image")
-            if file.stat().st_size == 0:
-                raise ImageError(f"{name}: empty file")
-        image = Image.open(file)
+            _check_file(file.stat(), name)
+        image = Image.open(file, formats=FORMATS)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -125,69 +197,35 @@ def _opened(source: str | Path | bytes | bytearray, name: str) -> Image.Image:
     return image
 
 
+def _check_file(status: Any, name: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{name}: is a directory, not an image")
+    if not stat.S_ISREG(status.st_mode):  # a pipe would wait for a writer for ever
+        raise ImageError(f"{name}: not a regular file")
+    if status.st_size == 0:
+        raise ImageError(f"{name}: empty file")
+
+
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return str(error).strip() or type(error).__name__
 
 
-def _decoded(image: Image.Image, name: str) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode it here, to look behind the pixels
     try:
-        image.load()
-        return to_rgb(_upright(image))
-    except Exception as error:  # as above: the decoders raise whatever the bytes lead them to
-        raise ImageError(f"{name}: cannot be decoded ({_reason(error)})") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
+        turn = image.getexif().get(ORIENTATION, 1)
     except Exception:  # an unreadable EXIF block says nothing about rotation; the pixels are good
-        return image
+        return 1
+    return turn if turn in range(1, 9) else 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A decoded Pillow image of any mode as RGB, a new image."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_uint8(a: np.ndarray) -> np.ndarray:
-    """Grey or colour values of any type as uint8: floats up to 1 span black to white, integers
-    above 255 are 16-bit, everything else is 8-bit already."""
-    if a.dtype == np.bool_:
-        return a.astype(np.uint8) * 255
-    if a.dtype == np.uint8:
-        return a
-    if np.issubdtype(a.dtype, np.floating):
-        a = np.nan_to_num(a.astype(np.float32), nan=0.0)
-        unit = a.size == 0 or float(a.max()) <= 1.0
-        return (a * (255 if unit else 1)).round().clip(0, 255).astype(np.uint8)
-    two_bytes = a.dtype.kind == "u" and a.dtype.itemsize == 2
-    a = a.astype(np.int64)  # room for the rounding
-    wide = two_bytes or (a.size > 0 and int(a.max()) > 255)
-    return ((a.clip(0, 65535) + 128) // 257 if wide else a.clip(0, 255)).astype(np.uint8)
-
-
-def image_from_array(source: Any) -> Image.Image:
-    """An RGB image from an array or tensor of a shape that `load_image` names, or `ImageError`."""
-    channels_first = hasattr(source, "detach")  # a tensor: (c, h, w) by custom, arrays (h, w, c)
-    try:
-        a = np.asarray(source.detach().cpu() if channels_first else source)
-    except Exception as error:
-        raise ImageError(f"{type(source).__name__}: not an image ({_reason(error)})") from error
-    if a.ndim == 3 and a.shape[0] in CHANNELS and (channels_first or a.shape[2] not in CHANNELS):
-        a = a.transpose(1, 2, 0)
-    if a.dtype == object or a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] not in CHANNELS):
-        raise ImageError(
-            f"{type(source).__name__} of shape {tuple(a.shape)} and type {a.dtype}: not an image; "
-            "give (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels"
-        )
-    _checked((a.shape[1], a.shape[0]), "array")
-    a = np.ascontiguousarray(_to_uint8(a))
-    return to_rgb(Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a))
+def _turned(a: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (h, w, 3) as they are to be looked at."""
+    if orientation >= 5:
+        a = a.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        a = a[::-1]
+    if orientation in (2, 3, 6, 7):
+        a = a[:, ::-1]
+    return np.ascontiguousarray(a)

@@ -10,6 +10,7 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter
 
+from msun_fastai.data.bad import MAX_BAD
 from msun_fastai.data.folders import (
     source_from_csv,
     source_from_folder,
@@ -17,9 +18,11 @@ from msun_fastai.data.folders import (
     table_paths,
     table_samples,
 )
+from msun_fastai.data.images import load_pixels
 from msun_fastai.data.native import NativeImageBlock, sample_label
-from msun_fastai.data.samples import Source
+from msun_fastai.data.samples import Sample, Source
 from msun_fastai.data.sources import source_from_name
+from msun_fastai.errors import ImageError, UserError
 from msun_fastai.scales import DEFAULT_SCALES
 
 
@@ -54,6 +57,9 @@ class NativeImageDataLoaders(DataLoaders):
         views: str = "all",
         augment: str = "light",
         resize: str = "squish",
+        cache: float | None = None,
+        on_bad_image: str = "skip",
+        max_bad: float = MAX_BAD,
         limit: int | None = None,
         seed: int = 42,
         item_tfms: Any = None,
@@ -65,14 +71,26 @@ class NativeImageDataLoaders(DataLoaders):
 
         scales: ascending sides in pixels. routing: `nearest` or `up`. views: `all`, `native` or
         `down`, see `msun_fastai.scales.target_scale`. augment: `light`, `rrc` or `none`. resize:
-        `squish`, `crop` or `pad`, for every part and saved with the model. limit: at most so many
+        `squish`, `crop` or `pad`, for every part and saved with the model. cache: GiB of decoded
+        images to keep in memory. on_bad_image, max_bad: see `NativeDL`. limit: at most so many
         images in each part. `options` (bs, val_bs, num_workers, device, ...) are fastai's.
         """
         source = source.limited(limit, seed)
-        n = len(source.train)
+        train = readable_first(source.train) if on_bad_image == "skip" else source.train
+        n = len(train)
+        images = NativeImageBlock(
+            scales,
+            routing,
+            views,
+            augment,
+            resize=resize,
+            cache=cache,
+            on_bad_image=on_bad_image,
+            max_bad=max_bad,
+        )
         block = DataBlock(
             blocks=(
-                NativeImageBlock(scales, routing, views, augment, resize),
+                images,
                 CategoryBlock(vocab=source.classes, sort=False),
             ),
             get_y=sample_label,
@@ -81,7 +99,7 @@ class NativeImageDataLoaders(DataLoaders):
             batch_tfms=batch_tfms,
         )
         # a list of one type, so that fastai asks for no length of an item
-        dls = block.dataloaders([*source.train, *source.valid], path=path, **options)
+        dls = block.dataloaders([*train, *source.valid], path=path, **options)
         return cls(*dls.loaders, path=dls.path, device=dls.device)
 
     @classmethod
@@ -147,6 +165,22 @@ class NativeImageDataLoaders(DataLoaders):
         dls = cls.from_source(source, seed=seed, **{"path": path, **options})
         dls.columns = (fn_col, label_col)
         return dls
+
+
+def readable_first(samples: Sequence[Sample]) -> list[Sample]:
+    """`samples` with one that can be decoded in front, for fastai looks at the first of them.
+
+    Raises `UserError` where none can be.
+    """
+    reason = ""
+    for i, sample in enumerate(samples):
+        try:
+            load_pixels(sample.image)
+        except ImageError as error:
+            reason = reason or str(error)
+            continue
+        return [sample, *samples[:i], *samples[i + 1 :]]
+    raise UserError(f"none of {len(samples)} training images can be read; {reason}")
 
 
 def with_scales(dls: DataLoaders, scales: Sequence[int], views: str) -> DataLoaders:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import TfmdDL
+from fastai.data.load import SkipItemException
+from fastai.data.transforms import ToTensor
+from fastai.torch_core import TensorImage
 from fastai.vision.augment import IntToFloatTensor
 from fastai.vision.core import PILImage
 from fastcore.foundation import L
@@ -18,11 +23,21 @@ from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
 
+from msun_fastai.data.bad import MAX_BAD, NAMED, ON_BAD_IMAGE, BadImages, refuse_too_many
 from msun_fastai.data.batches import batch_count, cut_batches, same_scale_order
-from msun_fastai.data.images import load_image, native_size
-from msun_fastai.data.resize import RESIZE_RULES, augment_image, resize_image
-from msun_fastai.data.samples import Sample
-from msun_fastai.errors import UserError
+from msun_fastai.data.cache import PixelCache, default_budget
+from msun_fastai.data.headers import Header, sample_headers
+from msun_fastai.data.images import load_image, open_image
+from msun_fastai.data.resize import (
+    RESIZE_RULES,
+    as_pixels,
+    fit_pixels,
+    fit_random,
+    fitted,
+    reduction_for,
+)
+from msun_fastai.data.samples import Sample, image_of
+from msun_fastai.errors import BadImageWarning, ImageError, UserError
 from msun_fastai.scales import (
     DEFAULT_SCALES,
     ROUTING,
@@ -32,6 +47,7 @@ from msun_fastai.scales import (
     target_scale,
 )
 
+GIB = 2**30
 TRAIN = 0  # fastai's split_idx of the training part
 
 
@@ -45,7 +61,7 @@ class NativeImage(PILImage):
     ) -> NativeImage:
         """Decode a path, bytes, a Pillow image, an array, a tensor or a `Sample`.
 
-        See `msun_fastai.data.images.load_image` for modes and shapes; raises `ImageError`.
+        See `msun_fastai.data.images.open_image` for modes and shapes; raises `ImageError`.
         """
         if isinstance(fn, NativeImage):
             return fn
@@ -87,11 +103,27 @@ class NativeDL(TfmdDL):
 
     scales: ascending sides in pixels. routing: `nearest` or `up`. views: the policy that decides to
     which scale an image is resized (`all`: the canonical one; `native`, `down`: its routed one).
-    augment: what the training part does on the way, see `augment_image`. resize: the rule by which
-    an image becomes a square, see `resize_image`.
+    augment: what the training part does on the way, see `fit_random`. resize: the rule by which an
+    image becomes a square, see `fit_whole`.
+
+    cache: GiB of decoded images to keep in memory; a quarter of what is free and at most 4 by
+    default. on_bad_image: `skip` goes on without an image that cannot be decoded, warns of it, and
+    ends where more than `max_bad` of the training images are so; `stop` raises `ImageError` for the
+    first, as predictions do anyway: each image has to have its own.
     """
 
-    _own = ("scales", "routing", "views", "augment", "resize")
+    _own = (
+        "scales",
+        "routing",
+        "views",
+        "augment",
+        "resize",
+        "cache",
+        "on_bad_image",
+        "max_bad",
+    )
+
+    _decoded_by = ("scales", "routing", "views", "resize", "augment", "cache")
 
     def __init__(
         self,
@@ -102,6 +134,9 @@ class NativeDL(TfmdDL):
         views: str = "native",
         augment: str = "none",
         resize: str = "squish",
+        cache: float | None = None,
+        on_bad_image: str = "skip",
+        max_bad: float = MAX_BAD,
         native_sizes: list[int] | None = None,
         **kwargs: Any,
     ):
@@ -110,6 +145,11 @@ class NativeDL(TfmdDL):
         self.views = check_choice("views", views, VIEWS)
         self.resize = check_choice("resize", resize, RESIZE_RULES)
         self.augment, self._sizes, self.epoch_seed = augment, native_sizes, 0
+        self.cache = cache
+        self._kept: dict[str, PixelCache] = {}  # decoded images by the augmentation they are for
+        self.on_bad_image = check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
+        self.max_bad = max_bad
+        self._bad: BadImages | None = None
         self._counts: Counter[int] | None = None
         super().__init__(dataset, bs=bs, **kwargs)
 
@@ -120,28 +160,73 @@ class NativeDL(TfmdDL):
         as any other image is.
         """
         own = {name: getattr(self, name) for name in self._own}
-        if dataset is None or dataset is self.dataset:
+        same = dataset is None or dataset is self.dataset
+        if same:
             own["native_sizes"] = self._sizes
+        else:  # images to predict: each is seen once
+            own["cache"] = 0
+        if not same or "get_idxs" in kwargs:  # predictions, which have to be as many as the images
+            own["on_bad_image"] = "stop"
         if self.shuffle and kwargs.get("shuffle") is False:
             own["views"] = "native"
-        return super().new(dataset, cls, **{**own, **kwargs})
+        dl = super().new(dataset, cls, **{**own, **kwargs})
+        if same:
+            dl._bad = self.bad
+            if all(getattr(dl, name) == getattr(self, name) for name in self._decoded_by):
+                dl._kept = self._kept
+        return dl
 
     @property
     def native_sizes(self) -> list[int]:
         """The native size of every image in the dataset, read once from the headers."""
         if self._sizes is None:
-            items = L(getattr(self.dataset, "items", self.dataset), use_list=None)
-            self._sizes = [self._header_size(items[i]) for i in range(len(items))]
+            sources = [self._opening(i)[0] for i in range(len(self.dataset))]
+            headers = sample_headers(sources, self.fake_l.num_workers)
+            self._sizes = [self._size(i, header) for i, header in enumerate(headers)]
         return self._sizes
 
-    def _header_size(self, item: Any) -> int:
-        """The native size of one item: what comes before `OpenImage` (a `get_x`) is applied."""
+    def _size(self, i: int, header: Header) -> int:
+        if isinstance(header, str):
+            if self.on_bad_image == "stop":
+                raise ImageError(header)
+            self.bad.mark(i)
+            return self.scales[0]
+        return min(header)
+
+    def _opening(self, i: int) -> tuple[Any, bool]:
+        """What `OpenImage` is given of item `i`, and whether nothing is done to the image after it.
+
+        What comes before it (a `get_x`) is applied; where there is no `OpenImage`, everything is.
+        """
         lists = getattr(self.dataset, "tls", None)
-        for transform in lists[0].tfms.fs if lists else ():
+        if not lists:
+            item = self.dataset[i]
+            return (item[0] if isinstance(item, tuple) else item), False
+        item = L(lists[0].items, use_list=None)[i]
+        transforms = lists[0].tfms.fs
+        for at, transform in enumerate(transforms):
             if isinstance(transform, OpenImage):
-                break
-            item = transform(item)
-        return native_size(item.image if isinstance(item, Sample) else item)
+                return item, at == len(transforms) - 1
+            item = transform(item, split_idx=lists[0].split_idx)
+        return item, False
+
+    @property
+    def bad(self) -> BadImages:
+        """Which images could not be decoded so far."""
+        if self._bad is None:
+            self._bad = BadImages(len(self.dataset))
+        return self._bad
+
+    def bad_reasons(self, first: int = 0) -> list[str]:
+        """Why each of `bad` cannot be decoded, a line each that names it; from the `first` on."""
+        return [r for i in self.bad.indices()[first:] if (r := self._reason(i)) is not None]
+
+    def _reason(self, i: int) -> str | None:
+        try:
+            self._made(i)
+        except ImageError as error:
+            return str(error)
+        return None  # it is well again
 
     @property
     def single_side(self) -> int | None:
@@ -188,6 +273,43 @@ class NativeDL(TfmdDL):
     def before_iter(self) -> None:
         super().before_iter()
         self.epoch_seed = self.rng.getrandbits(32)  # in the main process: the same for all workers
+        if self._kind not in self._kept:  # before the workers start, who share it, as `bad`
+            budget = default_budget() if self.cache is None else int(self.cache * GIB)
+            self._kept[self._kind] = PixelCache(len(self.dataset), budget)
+        len(self.bad)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            self._check_bad()
+            yield batch
+        self._check_bad()
+        if len(self.bad) > self.bad.told:
+            names = self.bad_reasons()
+            more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            warnings.warn(
+                f"{len(names)} of {len(self.dataset)} {self._part} images cannot be read and are "
+                f"left out: {'; '.join(names[:NAMED])}{more}",
+                BadImageWarning,
+                stacklevel=2,
+            )
+            self.bad.told = len(self.bad)
+
+    @property
+    def _kind(self) -> str:
+        """The augmentation of the part that the dataset is taken for, which `tta` changes."""
+        return self.augment if self._part == "training" else "none"
+
+    @property
+    def _part(self) -> str:
+        return "training" if getattr(self.dataset, "split_idx", None) == TRAIN else "validation"
+
+    def _check_bad(self) -> None:
+        bad, n = len(self.bad), len(self.dataset)
+        if not bad or self.on_bad_image == "stop":
+            return
+        if bad == n or self._part == "training":
+            share = self.max_bad if self._part == "training" else 0.0
+            refuse_too_many(self.bad_reasons(), bad, n, share)
 
     def sample(self) -> Iterator[list[int]]:
         """This worker's share of the batches, each a list of indices."""
@@ -212,23 +334,83 @@ class NativeDL(TfmdDL):
             )
         return super().do_batch(b)
 
-    def create_item(self, s: int | None) -> Any:
-        item = super().create_item(s)
-        image, *rest = item if isinstance(item, tuple) else (item,)
-        return (self.fit_image(image, s or 0), *rest)
+    def do_item(self, s: int | None) -> Any:
+        try:
+            item = self.create_item(s)
+        except SkipItemException:
+            return None
+        if self._only_to_tensor and all(isinstance(part, Tensor) for part in item):
+            return item  # finding out that nothing is to be done takes as long as resizing
+        return self.after_item(item)
 
-    def fit_image(self, image: Any, idx: int) -> NativeImage:
-        """`image` resized to its batch's side; augmented too if it belongs to the training part."""
+    @property
+    def _only_to_tensor(self) -> bool:
+        """Whether items come as tensors unless somebody's own transforms may want Pillow images."""
+        return all(isinstance(t, ToTensor) for t in getattr(self.after_item, "fs", ()))
+
+    def create_item(self, s: int | None) -> Any:
+        if s is None:  # any item will do, to learn what items are like
+            return next(item for i in range(len(self.dataset)) if (item := self._tried(i)))
+        item = self._tried(s)
+        if item is None:
+            raise SkipItemException
+        return item
+
+    def _tried(self, i: int) -> Any:
+        """Item `i`, or None where its image cannot be decoded and is skipped."""
+        if self.on_bad_image == "stop":
+            return self._made(i)
+        if i in self.bad:
+            return None
+        try:
+            return self._made(i)
+        except ImageError:
+            self.bad.mark(i)
+            return None
+
+    def _made(self, i: int) -> Any:
+        """Item `i` with its image fitted, decoded no larger than that needs."""
+        source, last = self._opening(i)
+        if not last:
+            image, *rest = item if isinstance(item := self.dataset[i], tuple) else (item,)
+            return (self.fit_image(image, i), *rest)
+        rest = [tl[i] for tl in self.dataset.tls[1:]]
+        return (self._fitted(image_of(source), i), *rest)
+
+    def fit_image(self, image: Any, idx: int) -> TensorImage | NativeImage:
+        """`image` resized to its batch's side; augmented too if it belongs to the training part.
+
+        uint8 (3, side, side), or a Pillow image where there are item transforms to do.
+        """
         if not isinstance(image, NativeImage):
             raise UserError(
                 f"NativeDL: items are {type(image).__name__}, not NativeImage; use "
                 "NativeImageBlock in the DataBlock, or a NativeImageDataLoaders factory"
             )
-        side = self.single_side or self._routed(image.native_size)
-        if self.augment == "none" or getattr(self.dataset, "split_idx", None) != TRAIN:
-            return NativeImage(resize_image(image, side, self.resize))
-        rng = random.Random(self.epoch_seed * 1_000_003 + idx)
-        return NativeImage(augment_image(image, side, self.augment, rng, self.resize))
+        return self._fitted(image, idx)
+
+    def _fitted(self, source: Any, i: int) -> TensorImage | NativeImage:
+        side, kind = self.target_of(i), self._kind
+        kept = self._kept.get(kind)
+        pixels = kept.get(i) if kept is not None else None
+        if pixels is None:
+            with open_image(source) as image:
+                if kind == "none":
+                    pixels = fitted(image, side, self.resize).numpy()
+                else:
+                    pixels = image.pixels(reduction_for(image.size, side, self.resize, kind))
+            if kept is not None:
+                kept.put(i, pixels)
+        if kind == "none":
+            x = torch.from_numpy(pixels)
+        else:
+            rng = random.Random(self.epoch_seed * 1_000_003 + i)
+            # from the decoded size, for what is kept has no other
+            size = (pixels.shape[1], pixels.shape[0])
+            x = fit_pixels(pixels, fit_random(size, side, kind, rng, self.resize))
+        if self._only_to_tensor:
+            return TensorImage(x)
+        return NativeImage(Image.fromarray(as_pixels(x)))
 
 
 def NativeImageBlock(
@@ -236,14 +418,13 @@ def NativeImageBlock(
     routing: str = "nearest",
     views: str = "all",
     augment: str = "light",
-    resize: str = "squish",
+    **options: Any,
 ) -> TransformBlock:
     """A fastai `TransformBlock` for images of mixed sizes; its options are those of `NativeDL`.
 
     `views` and `augment` are the training part's; the validation part is routed by native size.
     """
-    options = {"scales": scales, "routing": routing, "views": views, "augment": augment}
-    options["resize"] = resize
+    options |= {"scales": scales, "routing": routing, "views": views, "augment": augment}
     return TransformBlock(
         type_tfms=OpenImage(),
         batch_tfms=IntToFloatTensor,

@@ -12,10 +12,19 @@ from msun_fastai.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled image: a path, bytes, an array, or anything with `open_bytes()`."""
+    """One labelled image: a path, bytes, an array, or anything with `open_bytes()`.
+
+    size: width and height in pixels where its header was read already.
+    """
 
     image: Any
     label: str
+    size: tuple[int, int] | None = None
+
+
+def image_of(item: Any) -> Any:
+    """The image of a `Sample`, or what is given where it is none."""
+    return item.image if isinstance(item, Sample) else item
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,14 @@ class Source:
             valid=take_evenly(self.valid, n, seed),
             test=take_evenly(self.test, n, seed),
         )
+
+    def carved(self, fraction: float, seed: int = 42) -> Source:
+        """With `fraction` of the training part held out to choose on, every class its share.
+
+        What figures are reported on stays what it was.
+        """
+        train, valid = stratified_split(self.train, fraction, seed)
+        return replace(self, train=train, valid=valid, test=self.measured)
 
 
 def make_source(

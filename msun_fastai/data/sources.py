@@ -15,10 +15,18 @@ from msun_fastai.errors import UserError, did_you_mean
 ROOT_VARIABLE = "MSUN_DATA_ROOT"
 
 
-def source_from_path(path: Path | str, valid_fraction: float = 0.2, seed: int = 42) -> Source:
-    """A folder of class folders, or a CSV file of paths and labels."""
+def source_from_path(
+    path: Path | str, valid_fraction: float = 0.2, seed: int = 42, **columns: str
+) -> Source:
+    """A folder of class folders, or a CSV file of paths and labels in its `columns`.
+
+    columns: `path_column`, `label_column`, `split_column`, see `source_from_table`.
+    """
     if Path(path).suffix.lower() == ".csv":
-        return source_from_csv(path, valid_fraction=valid_fraction, seed=seed)
+        return source_from_csv(path, valid_fraction=valid_fraction, seed=seed, **columns)
+    named = [f"{name} {value!r}" for name, value in columns.items() if value]
+    if named:
+        raise UserError(f"{path}: {named[0]}: not a CSV file, which alone has columns")
     return source_from_folder(path, valid_fraction, seed)
 
 
