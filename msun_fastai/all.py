@@ -5,7 +5,8 @@ from fastai.vision.all import *  # noqa: F403  a notebook wants fastai's names b
 from msun_fastai.callbacks.consistency import ScaleInvariance
 from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy
 from msun_fastai.data.loaders import NativeImageDataLoaders
-from msun_fastai.data.native import NativeDL, NativeImage, NativeImageBlock
+from msun_fastai.data.native import NativeImage
+from msun_fastai.data.native_dl import NativeDL, NativeImageBlock
 from msun_fastai.learner import Consistency, msun_cbs, msun_learner, save_learner
 from msun_fastai.losses import si_loss
 from msun_fastai.models.net import MultiScaleNet, MultiScaleOutput, NetConfig

@@ -21,7 +21,7 @@ from torchvision.models import WeightsEnum
 from msun_fastai.callbacks.consistency import ScaleInvariance
 from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy, TermLogger
 from msun_fastai.data.loaders import with_scales
-from msun_fastai.data.native import NativeDL
+from msun_fastai.data.native_dl import NativeDL
 from msun_fastai.errors import UserError
 from msun_fastai.models import timm_names
 from msun_fastai.models.methods import CONSISTENCIES, find_method

@@ -26,10 +26,12 @@ class Section(BaseModel):
 class DataSection(Section):
     """Where the images are and what happens to them on the way in.
 
-    valid_fraction: what is held out where nothing else is. carve: the share of the training part
-    that is held out to choose on, whatever else there is. *_column: of a CSV, the usual names
-    where empty. cache: GiB of decoded images kept in memory, see `NativeDL`. on_bad_image: `skip`
-    up to `max_bad` of the training images, or `stop`.
+    *_column: of a CSV, the usual names where empty. valid_fraction: what is held out where nothing
+    else is. carve: the share of the training part that is held out to choose on, whatever else
+    there is. stream: read the dataset from shards as they come, from a local copy in the hub's
+    layout, or from the hub itself: there from `hub_id` at `revision` if they are given. cache: GiB
+    of decoded images kept in memory, see `NativeDL`. on_bad_image: `skip` up to `max_bad` of the
+    training images, or `stop`.
     """
 
     dataset: str | None = None
@@ -40,6 +42,9 @@ class DataSection(Section):
     split_column: str = ""
     valid_fraction: float = Field(0.2, gt=0, lt=1)
     carve: float | None = Field(None, gt=0, lt=1)
+    stream: bool = False
+    hub_id: str = ""
+    revision: str = ""
     limit: int | None = Field(None, ge=1)
     augment: str = "light"
     resize: str = "squish"

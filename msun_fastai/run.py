@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +23,8 @@ from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
 from msun_fastai.data.samples import Source
 from msun_fastai.data.scan import PARTS, Scan, scan
-from msun_fastai.data.sources import source_from_name, source_from_path
+from msun_fastai.data.sources import data_root, source_from_name, source_from_path
+from msun_fastai.data.stream import StreamSource, stream_source
 from msun_fastai.devices import pick_device
 from msun_fastai.errors import BadImageWarning, TrainingError, UserError
 from msun_fastai.evaluate import accuracy_by_size, test_sizes
@@ -33,7 +33,7 @@ from msun_fastai.learner import Consistency, msun_learner, save_learner, saved_m
 from msun_fastai.losses import DISTANCES
 from msun_fastai.models.methods import METHODS, find_method
 from msun_fastai.models.net import NetConfig
-from msun_fastai.recipe import Recipe
+from msun_fastai.recipe import DataSection, Recipe
 from msun_fastai.runfolder import check_empty, environment, new_run_folder
 from msun_fastai.scales import VIEWS, check_choice, check_scales
 
@@ -56,7 +56,10 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
     source = load_source(recipe)
     for note in source.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    found = scan(source, recipe.data.on_bad_image, recipe.data.max_bad)
+    if isinstance(source, StreamSource):
+        found = Scan(source, [])  # its headers come with its pixels
+    else:
+        found = scan(source, recipe.data.on_bad_image, recipe.data.max_bad)
     tell_bad(found.bad, console)
     # the first Learner before the folder: its weights or its data may turn out to be missing
     recipe = resolved(recipe)
@@ -120,11 +123,18 @@ def resolved(recipe: Recipe) -> Recipe:
     return recipe.with_values({"consistency.kind": kind, "model.alignment": alignment}, "recipe")
 
 
-def load_source(recipe: Recipe) -> Source:
-    """The recipe's data, limited as it says."""
+def load_source(recipe: Recipe) -> Source | StreamSource:
+    """The recipe's data, limited as it says. Raises `UserError`."""
     data, seed = recipe.data, recipe.train.seed
     if (data.dataset is None) == (data.path is None):
         raise UserError("name the data: either --dataset NAME or --data PATH")
+    if data.stream:
+        return _load_stream(data)
+    if data.hub_id or data.revision:
+        raise UserError(
+            "data.hub_id, data.revision: for data.stream; `msun-fastai datasets prepare` takes "
+            "--hub-id and --revision"
+        )
     if data.dataset is not None:
         source = source_from_name(data.dataset, data.root, seed)
     else:
@@ -135,12 +145,21 @@ def load_source(recipe: Recipe) -> Source:
     return source.limited(data.limit, seed)
 
 
-def make_learner(recipe: Recipe, source: Source) -> Learner:
+def _load_stream(data: DataSection) -> StreamSource:
+    if data.dataset is None or data.carve is not None:
+        raise UserError("data.stream: for a dataset by name, with nothing carved out of it")
+    source = stream_source(data.dataset, data_root(data.root), data.hub_id, data.revision)
+    return source.limited(data.limit)
+
+
+def make_learner(recipe: Recipe, source: Source | StreamSource) -> Learner:
     """The Learner of `recipe`, seeded: the same recipe gives the same weights."""
     model, train, data = recipe.model, recipe.train, recipe.data
     set_seed(train.seed, reproducible=True)
     device = pick_device(train.device)
-    dls = NativeImageDataLoaders.from_source(
+    streamed = isinstance(source, StreamSource)
+    factory: Any = getattr(NativeImageDataLoaders, "from_stream" if streamed else "from_source")
+    dls = factory(
         source,
         scales=check_scales(model.scales),
         routing=model.routing,
@@ -255,9 +274,7 @@ def measure(
         dl = learn.dls.test_dl(source.test, with_labels=True, **skipping)
     with learn.no_logging():
         routed = learn.validate(dl=dl)[1]
-    counts = Counter(
-        saved.model.route(size) for i, size in enumerate(dl.native_sizes) if i not in dl.bad
-    )
+    counts = dl.scale_counts()
     by_size = accuracy_by_size(
         saved,
         source.measured,

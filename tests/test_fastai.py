@@ -149,7 +149,7 @@ def test_a_datablock_with_a_getter(tmp_path, make_learner):
     from fastai.data.block import CategoryBlock, DataBlock
     from fastai.data.transforms import ColReader
 
-    from msun_fastai.data.native import NativeImageBlock
+    from msun_fastai.data.native_dl import NativeImageBlock
 
     rows = []
     for i in range(20):

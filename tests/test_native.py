@@ -10,10 +10,10 @@ from fastai.torch_core import set_seed
 from fastai.vision.core import PILImage
 from PIL import Image
 
-from msun_fastai.data import native
+from msun_fastai.data import native_dl
 from msun_fastai.data.images import OpenedImage
 from msun_fastai.data.loaders import NativeImageDataLoaders, with_scales
-from msun_fastai.data.native import NativeImage
+from msun_fastai.data.native import NativeImage, sample_label
 from msun_fastai.errors import UserError
 
 SCALES = (16, 32, 64)
@@ -44,7 +44,7 @@ def test_sizes_are_read_without_decoding_and_survive_new(dls, shapes, monkeypatc
     sizes = [min(s.image.shape[:2]) for s in shapes.valid]
     assert dls.valid.native_sizes == sizes
     again = dls.valid.new(bs=3)
-    monkeypatch.setattr(native, "sample_headers", lambda *a: pytest.fail("read again"))
+    monkeypatch.setattr(native_dl, "sample_headers", lambda *a: pytest.fail("read again"))
     assert again.native_sizes == sizes
     assert sum(dls.valid.scale_counts().values()) == len(sizes)
 
@@ -95,9 +95,9 @@ def test_a_training_loader_that_is_not_shuffled_routes_by_native_size(dls):
 
 def test_images_of_another_type_get_a_clear_error(shapes):
     block = DataBlock(
-        blocks=(native.NativeImageBlock(scales=SCALES), CategoryBlock),
+        blocks=(native_dl.NativeImageBlock(scales=SCALES), CategoryBlock),
         get_x=lambda s: PILImage.create(s.image),
-        get_y=native.sample_label,
+        get_y=sample_label,
     )
     block.type_tfms[0] = block.type_tfms[0][:0]
     with pytest.raises(UserError, match="use NativeImageBlock"):

@@ -64,7 +64,7 @@ def _read(images: Sequence[Any], workers: int | None) -> list[Header]:
 
     chunks = [images[at : at + CHUNK] for at in range(0, len(images), CHUNK)]
     dataset: Any = _Headers(chunks)
-    loader: Any = DataLoader(dataset, batch_size=None, num_workers=workers)
+    loader: Any = DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=list)
     return [header for chunk in loader for header in chunk]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,16 @@ from msun_fastai.data.folders import (
     table_samples,
 )
 from msun_fastai.data.images import load_pixels
-from msun_fastai.data.native import NativeImageBlock, sample_label
+from msun_fastai.data.native import sample_label
+from msun_fastai.data.native_dl import NativeImageBlock
 from msun_fastai.data.samples import Sample, Source
 from msun_fastai.data.sources import source_from_name
+from msun_fastai.data.stream import StreamSource, process_rank
+from msun_fastai.data.stream_dl import StreamDL
 from msun_fastai.errors import ImageError, UserError
 from msun_fastai.scales import DEFAULT_SCALES
+
+PEEKED = 100  # images of a stream among which one has to be readable
 
 
 class NativeImageDataLoaders(DataLoaders):
@@ -101,6 +107,34 @@ class NativeImageDataLoaders(DataLoaders):
         # a list of one type, so that fastai asks for no length of an item
         dls = block.dataloaders([*train, *source.valid], path=path, **options)
         return cls(*dls.loaders, path=dls.path, device=dls.device)
+
+    @classmethod
+    def from_stream(
+        cls,
+        source: StreamSource,
+        *,
+        rank: int | None = None,
+        world: int | None = None,
+        seed: int = 42,
+        drop_last: bool = False,
+        **options: Any,
+    ) -> DataLoaders:
+        """From a `StreamSource`, whose images are read as they come; see `StreamDL`.
+
+        rank, world: this process's number and how many there are, as `torchrun` says by default.
+        seed: of the order. drop_last: leave out the training part's last, short batches. `options`
+        are those of `from_source`, without a cache and a limit.
+        """
+        where = process_rank()
+        rank, world = where[0] if rank is None else rank, where[1] if world is None else world
+        first = readable_first(list(islice(source.train, PEEKED)))[:1]
+        template = Source(source.name, first, first, list(source.classes))
+        dls = cls.from_source(template, seed=seed, **{**options, "cache": 0})
+        shared = {"cls": StreamDL, "rank": rank, "world": world, "seed": seed}
+        train, valid = dls.loaders
+        train = train.new(stream=source.train, drop_last=drop_last, **shared)
+        valid = valid.new(stream=source.valid, **shared)
+        return cls(train, valid, path=dls.path, device=dls.device)
 
     @classmethod
     def from_folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,8 @@ def source_from_mirror(folder: Path | str, name: str = "", seed: int = 42) -> So
     """
     root = Path(folder)
     entry = CATALOG.get(name or root.name) or Entry.unknown(name or root.name)
-    files = _splits(root)
-    roles = (
-        (entry.train, *TRAIN_NAMES),
-        (entry.valid, *VALID_NAMES),
-        (entry.test, *TEST_NAMES),
-    )
-    wanted = [split for split in (pick(files, names) for names in roles) if split]
+    files = split_files(root)
+    wanted = [split for split in roles_of(entry, files) if split]
     splits: dict[str, list[Sample]] = {}
     classes: list[str] = []
     for split in wanted or list(files)[:1]:
@@ -58,7 +54,13 @@ def source_from_mirror(folder: Path | str, name: str = "", seed: int = 42) -> So
     return source_from_splits(str(root), entry, splits, classes, seed)
 
 
-def _splits(root: Path) -> dict[str, list[str]]:
+def roles_of(entry: Entry, splits: Collection[str]) -> list[str | None]:
+    """Which of `splits` is there to train on, to watch training on and to test on."""
+    roles = ((entry.train, *TRAIN_NAMES), (entry.valid, *VALID_NAMES), (entry.test, *TEST_NAMES))
+    return [pick(splits, names) for names in roles]
+
+
+def split_files(root: Path) -> dict[str, list[str]]:
     """The Parquet files of each split: `train-00000-of-00002.parquet` belongs to `train`."""
     splits: dict[str, list[str]] = {}
     folders = sorted({file.parent for file in root.glob("*/*.parquet")})
@@ -81,8 +83,8 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
     # the reader copies Parquet into a cache on disk; a small dataset needs none
     small = sum(Path(file).stat().st_size for file in files) < IN_MEMORY
     table = Dataset.from_parquet(files, keep_in_memory=small)
-    image = _column(table, entry.image, Image, where)
-    label = _column(table, entry.label, ClassLabel, where)
+    image = find_column(table, entry.image, Image, where)
+    label = find_column(table, entry.label, ClassLabel, where)
     classes = table.features[label].names
     table = table.cast_column(image, Image(decode=False))
     samples = []
@@ -94,7 +96,8 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
     return samples, classes
 
 
-def _column(table: Any, wanted: str, kind: type, where: str) -> str:
+def find_column(table: Any, wanted: str, kind: type, where: str) -> str:
+    """The column of type `kind`: the `wanted` one, or the only one. Raises `UserError`."""
     found = [c for c, feature in table.features.items() if isinstance(feature, kind)]
     if wanted in found:
         return wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 from msun_fastai.data.bad import MAX_BAD, ON_BAD_IMAGE, BadImage, refuse_too_many
 from msun_fastai.data.headers import Header, sample_headers
@@ -20,7 +21,7 @@ PARTS = ("train", "valid", "test")
 class Scan:
     """`source` without the images that cannot be read, the others with their sizes; and `bad`."""
 
-    source: Source
+    source: Any  # a Source, or a stream's, which is not looked at before
     bad: list[BadImage]
 
     def count(self, part: str) -> int:

@@ -1,0 +1,397 @@
+"""`NativeDL`: images of mixed sizes in batches of one scale."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.data.block import TransformBlock
+from fastai.data.core import TfmdDL
+from fastai.data.load import SkipItemException
+from fastai.data.transforms import ToTensor
+from fastai.torch_core import TensorImage
+from fastai.vision.augment import IntToFloatTensor
+from fastcore.foundation import L
+from PIL import Image
+from torch import Tensor
+
+from msun_fastai.data.bad import MAX_BAD, ON_BAD_IMAGE, BadImages, listed, refuse_too_many
+from msun_fastai.data.batches import batch_count, cut_batches, same_scale_order
+from msun_fastai.data.cache import PixelCache, default_budget
+from msun_fastai.data.headers import Header, sample_headers
+from msun_fastai.data.images import OpenedImage, open_image
+from msun_fastai.data.native import NativeImage, OpenImage
+from msun_fastai.data.resize import (
+    RESIZE_RULES,
+    as_pixels,
+    fit_pixels,
+    fit_random,
+    fitted,
+    reduction_for,
+)
+from msun_fastai.data.samples import image_of
+from msun_fastai.errors import BadImageWarning, ImageError, UserError
+from msun_fastai.scales import (
+    DEFAULT_SCALES,
+    ROUTING,
+    VIEWS,
+    check_choice,
+    check_scales,
+    target_scale,
+)
+
+GIB = 2**30
+TRAIN = 0  # fastai's split_idx of the training part
+
+
+class NativeDL(TfmdDL):
+    """A fastai `TfmdDL` whose batches hold one scale, chosen by each image's native size.
+
+    Native sizes come from image headers, without decoding, and survive `new` and `test_dl`. The
+    batches are planned in the main process and so do not depend on the number of workers;
+    `get_preds` returns predictions in the caller's order. Random augmentation is seeded by epoch
+    and index, so it does not depend on the workers either.
+
+    scales: ascending sides in pixels. routing: `nearest` or `up`. views: the policy that decides to
+    which scale an image is resized (`all`: the canonical one; `native`, `down`: its routed one).
+    augment: what the training part does on the way, see `fit_random`. resize: the rule by which an
+    image becomes a square, see `fit_whole`.
+
+    cache: GiB of decoded images to keep in memory; a quarter of what is free and at most 4 by
+    default. on_bad_image: `skip` goes on without an image that cannot be decoded, warns of it, and
+    ends where more than `max_bad` of the training images are so; `stop` raises `ImageError` for the
+    first, as predictions do anyway: each image has to have its own.
+    """
+
+    _own: tuple[str, ...] = (
+        "scales",
+        "routing",
+        "views",
+        "augment",
+        "resize",
+        "cache",
+        "on_bad_image",
+        "max_bad",
+    )
+
+    _decoded_by = ("scales", "routing", "views", "resize", "augment", "cache")
+
+    def __init__(
+        self,
+        dataset: Any,
+        bs: int = 64,
+        scales: Sequence[int] = DEFAULT_SCALES,
+        routing: str = "nearest",
+        views: str = "native",
+        augment: str = "none",
+        resize: str = "squish",
+        cache: float | None = None,
+        on_bad_image: str = "skip",
+        max_bad: float = MAX_BAD,
+        native_sizes: list[int] | None = None,
+        **kwargs: Any,
+    ):
+        self.scales = check_scales(scales)
+        self.routing = check_choice("routing", routing, ROUTING)
+        self.views = check_choice("views", views, VIEWS)
+        self.resize = check_choice("resize", resize, RESIZE_RULES)
+        self.augment, self._sizes, self.epoch_seed = augment, native_sizes, 0
+        self.cache = cache
+        self._kept: dict[str, PixelCache] = {}  # decoded images by the augmentation they are for
+        self.on_bad_image = check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
+        self.max_bad = max_bad
+        self._bad: BadImages | None = None
+        self._counts: Counter[int] | None = None
+        super().__init__(dataset, bs=bs, **kwargs)
+
+    def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> NativeDL:
+        """A loader like this one with some arguments changed; another dataset gets its own sizes.
+
+        `shuffle=False` on a training loader asks for predictions on its images, which are routed
+        as any other image is.
+        """
+        names = (cls or type(self))._own
+        own = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        same = dataset is None or dataset is self.dataset
+        if same:
+            own["native_sizes"] = self._sizes
+        else:  # images to predict: each is seen once
+            own["cache"] = 0
+        if not same or "get_idxs" in kwargs:  # predictions, which have to be as many as the images
+            own["on_bad_image"] = "stop"
+        if self.shuffle and kwargs.get("shuffle") is False:
+            own["views"] = "native"
+        dl = super().new(dataset, cls, **{**own, **kwargs})
+        if same and type(dl) is type(self):
+            dl._bad = self.bad
+            if all(getattr(dl, name) == getattr(self, name) for name in self._decoded_by):
+                dl._kept = self._kept
+        return dl
+
+    @property
+    def native_sizes(self) -> list[int]:
+        """The native size of every image in the dataset, read once from the headers."""
+        if self._sizes is None:
+            sources = [self._opening(i)[0] for i in range(len(self.dataset))]
+            headers = sample_headers(sources, self.fake_l.num_workers)
+            self._sizes = [self._size(i, header) for i, header in enumerate(headers)]
+        return self._sizes
+
+    def _size(self, i: int, header: Header) -> int:
+        if isinstance(header, str):
+            if self.on_bad_image == "stop":
+                raise ImageError(header)
+            self.bad.mark(i)
+            return self.scales[0]
+        return min(header)
+
+    def _opening(self, i: int) -> tuple[Any, bool]:
+        """What `OpenImage` is given of item `i`, and whether nothing is done to the image after it.
+
+        What comes before it (a `get_x`) is applied; where there is no `OpenImage`, everything is.
+        """
+        lists = getattr(self.dataset, "tls", None)
+        if not lists:
+            item = self.dataset[i]
+            return (item[0] if isinstance(item, tuple) else item), False
+        item = L(lists[0].items, use_list=None)[i]
+        transforms = lists[0].tfms.fs
+        for at, transform in enumerate(transforms):
+            if isinstance(transform, OpenImage):
+                return item, at == len(transforms) - 1
+            item = transform(item, split_idx=lists[0].split_idx)
+        return item, False
+
+    @property
+    def bad(self) -> BadImages:
+        """Which images could not be decoded so far."""
+        if self._bad is None:
+            self._bad = BadImages(len(self.dataset))
+        return self._bad
+
+    def bad_reasons(self, first: int = 0) -> list[str]:
+        """Why each of `bad` cannot be decoded, a line each that names it; from the `first` on."""
+        return [r for i in self.bad.indices()[first:] if (r := self._reason(i)) is not None]
+
+    def _reason(self, i: int) -> str | None:
+        try:
+            self._made(i)
+        except ImageError as error:
+            return str(error)
+        return None  # it is well again
+
+    @property
+    def single_side(self) -> int | None:
+        """The one side that every batch has, or None where batches are grouped by scale."""
+        return self.scales[-1] if self.views == "all" or len(self.scales) == 1 else None
+
+    def target_of(self, idx: int) -> int:
+        """The side to which image `idx` is resized; images of one batch share it."""
+        return self.single_side or self._routed(self.native_sizes[idx])
+
+    def _routed(self, size: int) -> int:
+        return target_scale(size, self.scales, self.views, self.routing)
+
+    def scale_counts(self) -> dict[int, int]:
+        """How many of the dataset's images go to each scale; those known to be bad go to none."""
+        bad = set(self.bad.indices())
+        found = Counter(self.target_of(i) for i in range(len(self.dataset)) if i not in bad)
+        return {scale: found[scale] for scale in self.scales}
+
+    @property
+    def _keeps_order(self) -> bool:
+        """Whether batches are cut from the caller's order as it is.
+
+        Up to one batch of images, so that whoever asks for a handful without reordering, as
+        fastai's `Interpretation` does, gets each image's own answer.
+        """
+        return not self.shuffle and self.n is not None and self.n <= (self.bs or 0)
+
+    def get_idxs(self) -> Any:
+        idxs = super().get_idxs()
+        if not isinstance(idxs, list) or self.bs is None or self._keeps_order:
+            return idxs
+        rng = self.rng if self.shuffle else None
+        return same_scale_order(idxs, self.target_of, self.bs, rng, self.drop_last)
+
+    def __len__(self) -> int:
+        if self.bs is None or self.n is None:
+            return super().__len__()
+        if self._keeps_order:
+            return sum(1 for _ in cut_batches(range(self.n), self.target_of, self.bs))
+        if self._counts is None:  # asked for on every epoch, and ImageNet has 1.28 million images
+            self._counts = Counter(self.target_of(i) for i in range(self.n))
+        return batch_count(self._counts, self.bs, self.drop_last)
+
+    def before_iter(self) -> None:
+        super().before_iter()
+        self.epoch_seed = self.rng.getrandbits(32)  # in the main process: the same for all workers
+        if self._kind not in self._kept:  # before the workers start, who share it, as `bad`
+            budget = default_budget() if self.cache is None else int(self.cache * GIB)
+            self._kept[self._kind] = PixelCache(len(self.dataset), budget)
+        len(self.bad)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            self._check_bad()
+            yield batch
+        self._check_bad()
+        if len(self.bad) > self.bad.told:
+            self.bad.told = len(self.bad)
+            warnings.warn(
+                f"{len(self.bad)} of {self._n_images} {self._part} images cannot be read and are "
+                f"left out: {listed(self.bad_reasons(), len(self.bad))}",
+                BadImageWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def _n_images(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def _kind(self) -> str:
+        """The augmentation of the part that the dataset is taken for, which `tta` changes."""
+        return self.augment if self._part == "training" else "none"
+
+    @property
+    def _part(self) -> str:
+        return "training" if getattr(self.dataset, "split_idx", None) == TRAIN else "validation"
+
+    def _check_bad(self) -> None:
+        bad, n = len(self.bad), self._n_images
+        if bad and self.on_bad_image == "skip" and (bad == n or self._part == "training"):
+            share = self.max_bad if self._part == "training" else 0.0
+            refuse_too_many(self.bad_reasons(), bad, n, share, self._part)
+
+    def sample(self) -> Iterator[list[int]]:
+        """This worker's share of the batches, each a list of indices."""
+        order = self._DataLoader__idxs  # fastai's private name for the order of this iteration
+        batches = cut_batches(order, self.target_of, self.bs or 1)
+        return (b for i, b in enumerate(batches) if i % self.num_workers == self.offs)
+
+    def create_batches(self, samps: Iterator[list[int]]) -> Iterator[Any]:
+        if self.dataset is not None:
+            self.it = iter(self.dataset)
+        for batch in samps:
+            items = [item for item in map(self.do_item, batch) if item is not None]
+            if items:
+                yield from map(self.do_batch, items if self.bs is None else [items])
+
+    def do_batch(self, b: list[Any]) -> Any:
+        sides = {tuple(item[0].shape[-2:]) for item in b}
+        if len(sides) > 1 or not sides <= {(s, s) for s in self.scales}:
+            raise UserError(
+                f"a batch of sides {sorted(sides)} where the scales are {self.scales}: the loader "
+                "resizes by itself; take the resizing out of item_tfms"
+            )
+        return super().do_batch(b)
+
+    def do_item(self, s: int | None) -> Any:
+        try:
+            item = self.create_item(s)
+        except SkipItemException:
+            return None
+        if self._only_to_tensor and all(isinstance(part, Tensor) for part in item):
+            return item  # finding out that nothing is to be done takes as long as resizing
+        return self.after_item(item)
+
+    @property
+    def _only_to_tensor(self) -> bool:
+        """Whether items come as tensors unless somebody's own transforms may want Pillow images."""
+        return all(isinstance(t, ToTensor) for t in getattr(self.after_item, "fs", ()))
+
+    def create_item(self, s: int | None) -> Any:
+        if s is None:  # any item will do, to learn what items are like
+            return next(item for i in range(len(self.dataset)) if (item := self._tried(i)))
+        item = self._tried(s)
+        if item is None:
+            raise SkipItemException
+        return item
+
+    def _tried(self, i: int) -> Any:
+        """Item `i`, or None where its image cannot be decoded and is skipped."""
+        if self.on_bad_image == "stop":
+            return self._made(i)
+        if i in self.bad:
+            return None
+        try:
+            return self._made(i)
+        except ImageError:
+            self.bad.mark(i)
+            return None
+
+    def _made(self, i: int) -> Any:
+        """Item `i` with its image fitted, decoded no larger than that needs."""
+        source, last = self._opening(i)
+        if not last:
+            image, *rest = item if isinstance(item := self.dataset[i], tuple) else (item,)
+            return (self.fit_image(image, i), *rest)
+        return (self._fitted(image_of(source), i), *(tl[i] for tl in self.dataset.tls[1:]))
+
+    def fit_image(self, image: Any, idx: int) -> TensorImage | NativeImage:
+        """`image` resized to its batch's side; augmented too if it belongs to the training part.
+
+        uint8 (3, side, side), or a Pillow image where there are item transforms to do.
+        """
+        if not isinstance(image, NativeImage):
+            raise UserError(
+                f"NativeDL: items are {type(image).__name__}, not NativeImage; use "
+                "NativeImageBlock in the DataBlock, or a NativeImageDataLoaders factory"
+            )
+        return self._fitted(image, idx)
+
+    def _fitted(self, source: Any, i: int) -> TensorImage | NativeImage:
+        side, kept = self.target_of(i), self._kept.get(self._kind)
+        pixels = kept.get(i) if kept is not None else None
+        if pixels is None:
+            with open_image(source) as image:
+                pixels = self._decoded(image, side)
+            if kept is not None:
+                kept.put(i, pixels)
+        return self._finished(pixels, side, i)
+
+    def _decoded(self, image: OpenedImage, side: int) -> np.ndarray:
+        """What of an image is the same in every epoch: uint8 (3, side, side), or before a random
+        crop (h, w, 3)."""
+        if self._kind == "none":
+            return fitted(image, side, self.resize).numpy()
+        return image.pixels(reduction_for(image.size, side, self.resize, self._kind))
+
+    def _finished(self, pixels: np.ndarray, side: int, i: int) -> TensorImage | NativeImage:
+        """What `_decoded` gave, with this epoch's augmentation of image `i`."""
+        if self._kind == "none":
+            x = torch.from_numpy(pixels)
+        else:
+            rng = random.Random(self.epoch_seed * 1_000_003 + i)
+            # from the decoded size, for what is kept has no other
+            size = (pixels.shape[1], pixels.shape[0])
+            x = fit_pixels(pixels, fit_random(size, side, self._kind, rng, self.resize))
+        if self._only_to_tensor:
+            return TensorImage(x)
+        return NativeImage(Image.fromarray(as_pixels(x)))
+
+
+def NativeImageBlock(
+    scales: Sequence[int] = DEFAULT_SCALES,
+    routing: str = "nearest",
+    views: str = "all",
+    augment: str = "light",
+    **options: Any,
+) -> TransformBlock:
+    """A fastai `TransformBlock` for images of mixed sizes; its options are those of `NativeDL`.
+
+    `views` and `augment` are the training part's; the validation part is routed by native size.
+    """
+    options |= {"scales": scales, "routing": routing, "views": views, "augment": augment}
+    return TransformBlock(
+        type_tfms=OpenImage(),
+        batch_tfms=IntToFloatTensor,
+        dl_type=NativeDL,
+        dls_kwargs={**options, "val_views": "native"},
+    )

@@ -1,0 +1,223 @@
+"""Streams: every image once an epoch, over ranks and workers, in batches of one scale."""
+
+import io
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hostile import BAD
+from PIL import Image as Pillow
+
+from msun_fastai.data import stream as streams
+from msun_fastai.data.loaders import NativeImageDataLoaders
+from msun_fastai.data.mirror import source_from_mirror
+from msun_fastai.data.stream import process_rank, stream_source
+from msun_fastai.data.stream_dl import StreamDL
+from msun_fastai.errors import BadImageWarning, UserError
+
+SCALES = (16, 32)
+COUNT, SHARDS = 90, 3
+
+
+def encoded(level, side):
+    out = io.BytesIO()
+    Pillow.fromarray(np.full((side, side + 6, 3), level, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def shards(folder, split, count=COUNT, n_shards=SHARDS, bad=()):
+    """`count` images of three classes, told apart by their grey level; some of them bad."""
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    data = [encoded(i + 1, 16 if i % 3 else 40) for i in range(count)]
+    for i, case in bad:
+        data[i] = BAD[case]
+    rows = {"image": [{"bytes": d, "path": f"{i}.png"} for i, d in enumerate(data)]}
+    table = Dataset.from_dict({**rows, "label": [i % 3 for i in range(count)]}, features)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for k in range(n_shards):
+        name = f"{split}-{k:05d}-of-{n_shards:05d}.parquet"
+        table.shard(n_shards, k, contiguous=True).to_parquet(folder / "data" / name)
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    """`datasets` waits 5 s after a shuffled pass for its threads to end; these shards are tiny."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    shards(root / "grey", "train")
+    shards(root / "grey", "test", 30, 2)
+    return root
+
+
+def loaders(root, workers=0, **options):
+    given = {"scales": SCALES, "bs": 8, "num_workers": workers, "device": "cpu", "augment": "none"}
+    return NativeImageDataLoaders.from_stream(stream_source("grey", root), **{**given, **options})
+
+
+def levels(dl):
+    """Every image of a pass, by its grey level."""
+    return [round(level) for x, _ in dl for level in (x[:, 0].mean((1, 2)) * 255).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("workers", "world", "views"),
+    [(w, r, "native") for w in (0, 1, 2, 4) for r in (1, 2, 3)] + [(0, 3, "all"), (4, 1, "all")],
+)
+def test_every_image_once_an_epoch_over_ranks_and_workers(root, workers, world, views):
+    seen = []
+    for rank in range(world):
+        dls = loaders(root, workers, rank=rank, world=world, views=views)
+        seen.append(levels(dls.train))
+        assert len(seen[-1]) == len(dls.train.share) == COUNT // world
+    assert sorted(level for part in seen for level in part) == list(range(1, COUNT + 1))
+
+
+def test_another_order_each_epoch_and_the_same_for_a_seed(root, monkeypatch):
+    monkeypatch.setattr(streams, "SHUFFLED", 20)
+    first, again, other = (loaders(root, seed=s, views="all").train for s in (1, 1, 2))
+    a, b = levels(first), levels(first)
+    assert a != b
+    assert sorted(a) == sorted(b)
+    assert a == levels(again) != levels(other)
+    assert sorted(levels(loaders(root, views="all").valid)) == list(range(1, 31))
+
+
+def test_a_batch_has_one_side_and_its_labels(root):
+    dls = loaders(root, 2, views="native")
+    sides = Counter()
+    for x, y in dls.train:
+        assert x.shape[-1] in SCALES
+        assert ((x[:, 0].mean((1, 2)) * 255).round().int() - 1).remainder(3).tolist() == y.tolist()
+        sides[x.shape[-1]] += len(x)
+    assert sides == dls.train.scale_counts() == {16: 60, 32: 30}
+    assert list(dls.vocab) == ["a", "b", "c"]
+    assert len(dls.train) == 12
+
+
+def test_short_batches_can_be_left_out(root):
+    sizes = [len(x) for x, _ in loaders(root, views="native", drop_last=True).train]
+    assert set(sizes) == {8}
+
+
+def test_a_learner_trains_on_it_and_predicts(root, make_learner):
+    learn = make_learner(dls=loaders(root, 2, views="native", augment="light"))
+    assert isinstance(learn.dls.train, StreamDL)
+    learn.fit(1, 1e-3)
+    assert learn.recorder.values[0][2] is not None
+    image = Pillow.fromarray(np.full((50, 50, 3), 9, np.uint8))
+    assert learn.predict(image)[0] in ("a", "b", "c")
+    dl = learn.dls.test_dl([np.zeros((9, 9, 3), np.uint8)] * 3)
+    assert learn.get_preds(dl=dl)[0].shape == (3, 3)
+    with pytest.raises(UserError, match="no order to come back in"):
+        learn.get_preds()
+    assert len(learn.get_preds(reorder=False)[0]) == 30
+
+
+def test_bad_images_of_a_stream(tmp_path):
+    bad = [(0, "text"), (7, "PNG of noise"), (80, "empty")]
+    shards(tmp_path / "grey", "train", bad=bad)
+    shards(tmp_path / "grey", "test", 30)
+    for workers in (0, 2):
+        dls = loaders(tmp_path, workers, max_bad=0.05)
+        with pytest.warns(BadImageWarning, match="3 of 90 training images.*0.png"):
+            seen = levels(dls.train)
+        assert sorted(seen) == [i + 1 for i in range(COUNT) if i not in (0, 7, 80)]
+        assert len(dls.train.bad_reasons()) == 3
+        with pytest.raises(UserError, match=r"of 90 training images cannot be read, more than 1"):
+            levels(loaders(tmp_path, workers).train)
+    with pytest.raises(UserError, match=r"0.png: not an image that can be read"):
+        levels(loaders(tmp_path, on_bad_image="stop").train)
+
+
+def test_finetune_on_a_stream(run, root, tmp_path):
+    words = ("finetune", "--dataset", "grey", "--data-root", root, "--set", "data.stream=true")
+    words += ("--arch", "thin_resnet10", "--no-pretrained", "--scales", "16,32", "--bs", "8")
+    code, out, err = run(*words, "--epochs", "1", "--run-dir", tmp_path / "r", "--json", "-")
+    metrics = json.loads(out)
+    assert code == 0, err
+    assert (metrics["train_images"], metrics["valid_images"], metrics["test_images"]) == (90, 30, 0)
+    assert metrics["routing"] == {"16": 20, "32": 10}
+    assert metrics["measured_images"] == 30
+    rights = [a * 30 for a in [*metrics["accuracy"], metrics["native_accuracy"]]]
+    assert rights == pytest.approx([round(r) for r in rights], abs=1e-3)
+    code, out, _ = run(*words, "--limit", "20", "--run-dir", tmp_path / "s", "--json", "-")
+    assert json.loads(out)["train_images"] == 20
+    for more in (("--set", "data.carve=0.1"), ("--data", "x", "--dataset", "y")):
+        assert run(*words, *more)[0] == 2
+    code, _, err = run("finetune", "--dataset", "digits", "--set", "data.hub_id=a/b")
+    assert (code, "for data.stream" in err) == (2, True)
+
+
+def test_what_is_missing(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"no Parquet files in .* and no repository"):
+        stream_source("grey", tmp_path)
+    shards(tmp_path / "grey", "train")
+    with pytest.raises(UserError, match="no split validation or test; it has train"):
+        stream_source("grey", tmp_path)
+    shards(tmp_path / "cifar10", "train")
+    shards(tmp_path / "cifar10", "test")
+    with pytest.raises(UserError, match="3 classes; cifar10 has 10"):
+        stream_source("cifar10", tmp_path)
+
+
+def test_from_the_hub(root, monkeypatch):
+    """The hub's own function, replaced by one that reads a local repository the same way."""
+    import datasets
+
+    asked, real = [], datasets.load_dataset
+
+    def load(repository, revision, data_files, split, streaming):
+        asked.append((repository, revision, split))
+        (pattern,) = data_files[split]
+        files = [str(f) for f in sorted((root / "grey" / "data").glob(pattern.rpartition("/")[2]))]
+        return real("parquet", data_files={split: files}, split=split, streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    entry = streams.CATALOG["imagenet"]
+    monkeypatch.setitem(
+        streams.CATALOG,
+        "grey",
+        SimpleNamespace(
+            **{**entry.__dict__, "name": "grey", "classes": 3, "valid": "", "test": "test"}
+            | {"splits": {"train": 90, "test": 30}, "hub_id": "some/grey"}
+        ),
+    )
+    source = stream_source("grey", None, revision="v2")
+    assert asked == [("some/grey", "v2", "train"), ("some/grey", "v2", "test")]
+    assert (len(source.train), len(source.valid), sum(1 for _ in source.train)) == (90, 30, 90)
+
+    def fail(*args, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match=r"some/grey at main cannot be streamed \(no network\)"):
+        stream_source("grey")
+
+
+def test_the_rank_is_the_launchers(monkeypatch):
+    assert process_rank() == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert process_rank() == (2, 4)
+
+
+def test_a_stream_and_a_mirror_hold_the_same(root):
+    mirror = source_from_mirror(root / "grey")
+    stream = stream_source("grey", root)
+    assert [s.label for s in stream.train] == [s.label for s in mirror.train]
+    assert [s.image.open_bytes() for s in stream.valid] == [
+        s.image.open_bytes() for s in mirror.valid
+    ]
+    assert torch.equal(torch.tensor(len(stream.train)), torch.tensor(len(mirror.train)))
