@@ -24,8 +24,8 @@ def array(i, *shape):
 def test_what_fits_is_kept():
     kept = PixelCache(4, 100)
     kept.put(2, array(7, 3, 4, 4))
-    kept.put(0, array(8, 2, 5, 5))
-    assert kept.get(0) is None  # 48 of 100 bytes taken, 50 are not left for it and another
+    kept.put(0, array(8, 2, 5, 6))
+    assert kept.get(0) is None  # 60 bytes, where 48 of 100 are taken
     kept.put(1, array(9, 1, 5, 3))
     assert (len(kept), kept.get(2).shape, kept.get(1).tolist()) == (2, (3, 4, 4), [[[9] * 3] * 5])
     kept.put(2, array(1, 3, 4, 4))
@@ -36,9 +36,8 @@ def test_what_fits_is_kept():
 
 def test_a_child_process_shares_it_and_a_pickle_has_none():
     kept = PixelCache(3, 1000)
-    child = multiprocessing.get_context("fork").Process(
-        target=kept.put, args=(1, array(5, 2, 2, 3))
-    )
+    fork = multiprocessing.get_context("fork")
+    child = fork.Process(target=kept.put, args=(1, array(5, 2, 2, 3)))
     child.start()
     child.join()
     assert kept.get(1).tolist() == array(5, 2, 2, 3).tolist()

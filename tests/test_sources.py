@@ -32,6 +32,32 @@ def test_train_and_valid_folders(tmp_path, valid):
     assert source.classes == ["cat", "dog"]
 
 
+def test_train_valid_and_test_folders(tmp_path):
+    put(tmp_path, *(f"{part}/{c}/{part}.jpg" for part in ("train", "val", "test") for c in "ab"))
+    source = source_from_folder(tmp_path)
+    parts = [names(p) for p in (source.train, source.valid, source.test)]
+    assert parts == [["a/train.jpg", "b/train.jpg"], ["a/val.jpg", "b/val.jpg"], [*parts[2]]]
+    assert parts[2] == ["a/test.jpg", "b/test.jpg"] == names(source.measured)
+    (tmp_path / "train").rename(tmp_path / "fit")
+    assert len(source_from_folder(tmp_path, train="fit").train) == 2
+    with pytest.raises(UserError, match="val and test, but no folder train"):
+        source_from_folder(tmp_path)
+    with pytest.raises(UserError, match="no folder hold in it"):
+        source_from_folder(tmp_path, train="fit", test="hold")
+
+
+def test_a_carved_part_leaves_the_test_alone(tmp_path):
+    put(tmp_path, *(f"train/{c}/{i}.jpg" for c in "ab" for i in range(10)), "test/a/9.jpg")
+    whole = source_from_folder(tmp_path)
+    assert (names(whole.valid), whole.test) == (["a/9.jpg"], [])
+    carved, again = whole.carved(0.2, seed=1), whole.carved(0.2, seed=1)
+    assert [len(p) for p in (carved.train, carved.valid, carved.test)] == [16, 4, 1]
+    assert carved == again != whole.carved(0.2, seed=2)
+    assert {s.label for s in carved.valid} == {"a", "b"}
+    assert sorted(map(str, [*carved.train, *carved.valid])) == sorted(map(str, whole.train))
+    assert names(carved.measured) == ["a/9.jpg"]
+
+
 def test_class_folders_are_split_by_seed_and_stratified(tmp_path):
     put(tmp_path, *(f"{c}/{i}.png" for c in ("cat", "dog") for i in range(10)))
     (tmp_path / "cat" / "notes.txt").write_text("not an image")
@@ -77,6 +103,18 @@ def test_csv_with_and_without_a_split(tmp_path):
     table["split"] = ["train", "train", "valid", "train"]
     table.to_csv(tmp_path / "labels.csv", index=False)
     assert names(source_from_csv(tmp_path / "labels.csv").valid) == ["1/c.png"]
+    table["split"] = ["train", "train", "valid", "test"]
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    source = source_from_csv(tmp_path / "labels.csv")
+    assert (names(source.valid), names(source.test)) == (["1/c.png"], ["2/d.png"])
+    odd = table.rename(columns={"path": "photo", "label": "kind", "split": "half"})
+    odd.to_csv(tmp_path / "odd.csv", index=False)
+    columns = {"path_column": "photo", "label_column": "kind", "split_column": "half"}
+    assert names(source_from_path(tmp_path / "odd.csv", **columns).test) == ["2/d.png"]
+    with pytest.raises(UserError, match="no column 'foto'; did you mean photo"):
+        source_from_path(tmp_path / "odd.csv", **{**columns, "path_column": "foto"})
+    with pytest.raises(UserError, match="path_column 'photo': not a CSV file"):
+        source_from_path(tmp_path, **columns)
     table["split"] = [False, False, True, False]
     assert names(source_from_table(table, tmp_path, split_column="split").valid) == ["1/c.png"]
 
@@ -178,6 +216,8 @@ def test_mirrors_that_cannot_be_used(tmp_path):
     mirror(tmp_path / "half", "train", [0, 1] * 5, ["cat", "dog"])
     half = source_from_name("half", tmp_path)
     assert (len(half.train), len(half.valid)) == (8, 2)
+    mirror(tmp_path / "wide", "train", [0, 1] * 5, ["cat", "dog"], label="kind")
+    assert source_from_name("wide", tmp_path).classes == ["cat", "dog"]
     mirror(tmp_path / "half", "test", [0, 1], ["cat", "fox"])
     with pytest.raises(UserError, match="different classes"):
         source_from_name("half", tmp_path)
