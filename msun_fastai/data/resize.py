@@ -29,8 +29,9 @@ AUGMENTATIONS = ("none", "light", "rrc")
 AREAS = {"light": (0.5, 1.0), "rrc": (0.08, 1.0)}  # share of the image that a crop keeps
 RATIO = (3 / 4, 4 / 3)  # of a crop's sides, in torchvision's reference
 # pixels decoded for one that is kept, at least, as Pillow's `thumbnail` has it: on photographs the
-# result differs from that of decoding everything by 1 to 2 of 255 levels on average
-SPARE = 2
+# result differs from that of decoding everything by 1 to 2 of 255 levels on average. The smallest of
+# random crops has one for one; most have more
+SPARE, SPARE_RANDOM = 2, 1
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 
@@ -105,14 +106,16 @@ def crop_box(size: Size, rng: random.Random, areas: tuple[float, float], bends: 
 def reduction_for(size: Size, side: int, rule: str = "squish", kind: str = "none") -> int:
     """1, 2, 4 or 8: how much smaller an image of `size` may be decoded for a square of `side`.
 
-    Whatever part of it the augmentation `kind` may draw keeps `SPARE` pixels for each of the
-    square's. It depends on no draw, so that what is decoded can be kept for the next epoch.
+    Whatever part of it the augmentation `kind` may draw keeps so many pixels (`SPARE`,
+    `SPARE_RANDOM`) for each of the square's. It depends on no draw, so that what is decoded can be
+    kept for the next epoch.
     """
-    share = CROPPED if rule == "crop" and kind == "none" else 1.0
-    if kind != "none":
-        share = math.sqrt(AREAS[kind][0] * RATIO[0])
+    if kind == "none":
+        share, spare = CROPPED if rule == "crop" else 1.0, SPARE
+    else:
+        share, spare = math.sqrt(AREAS[kind][0] * RATIO[0]), SPARE_RANDOM
     pixels = share * (max(size) if rule == "pad" and kind != "rrc" else min(size))
-    return next((r for r in REDUCTIONS if pixels >= r * SPARE * side), 1)
+    return next((r for r in REDUCTIONS if pixels >= r * spare * side), 1)
 
 
 def fit_pixels(pixels: np.ndarray, fit: Fit) -> Tensor:
