@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +14,20 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from rich.console import Console
 
-from msun_fastai.callbacks.console import ConsoleProgress, History
-from msun_fastai.data.bad import NAMED, ON_BAD_IMAGE, BadImage
+from msun_fastai.callbacks.console import ConsoleProgress, History, tell_bad, warnings_told
+from msun_fastai.data.bad import ON_BAD_IMAGE
 from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
 from msun_fastai.data.samples import Source
-from msun_fastai.data.scan import PARTS, Scan, scan
+from msun_fastai.data.scan import Scan, scan
 from msun_fastai.data.sources import data_root, source_from_name, source_from_path
 from msun_fastai.data.stream import StreamSource, stream_source
 from msun_fastai.devices import pick_device
-from msun_fastai.errors import BadImageWarning, TrainingError, UserError
-from msun_fastai.evaluate import accuracy_by_size, test_sizes
+from msun_fastai.errors import TrainingError, UserError
 from msun_fastai.files import write_json, write_rows, write_text
-from msun_fastai.learner import Consistency, msun_learner, save_learner, saved_model
+from msun_fastai.learner import Consistency, msun_learner, save_learner
 from msun_fastai.losses import DISTANCES
+from msun_fastai.measure import measure
 from msun_fastai.models.methods import METHODS, find_method
 from msun_fastai.models.net import NetConfig
 from msun_fastai.recipe import DataSection, Recipe
@@ -203,31 +200,6 @@ def _silent(row: Any) -> None:
     """In place of fastai's printing of each epoch; `ConsoleProgress` shows it."""
 
 
-@contextmanager
-def warnings_told(console: Console) -> Iterator[None]:
-    """Print what is warned of bad images to `console`, as it comes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", BadImageWarning)
-        shown = warnings.showwarning
-
-        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, BadImageWarning):
-                console.print(str(message), highlight=False, soft_wrap=True, markup=False)
-            else:
-                shown(message, category, *where, **more)
-
-        warnings.showwarning = show
-        yield
-
-
-def tell_bad(bad: Sequence[BadImage], console: Console) -> None:
-    """Print the first of the images that cannot be read, and how many there are."""
-    for image in bad[:NAMED]:
-        console.print(f"left out: {image.reason}", highlight=False, soft_wrap=True, markup=False)
-    if len(bad) > NAMED:
-        console.print(f"left out: {len(bad) - NAMED} more", highlight=False)
-
-
 def train_one(
     recipe: Recipe, found: Scan, learn: Learner, folder: Path, console: Console
 ) -> dict[str, Any]:
@@ -259,48 +231,3 @@ def train_one(
             soft_wrap=True,
         )
     return metrics
-
-
-def measure(
-    recipe: Recipe, found: Scan, learn: Learner, seconds: float
-) -> tuple[dict[str, Any], list[BadImage]]:
-    """What `metrics.json` holds (its keys are documented in `docs/run-folder.md`), and all images
-    that could not be read, header or pixels."""
-    saved, source = saved_model(learn), found.source
-    scales = saved.model.entry_scales
-    dl = learn.dls.valid
-    if source.test:
-        skipping = {"on_bad_image": recipe.data.on_bad_image}
-        dl = learn.dls.test_dl(source.test, with_labels=True, **skipping)
-    with learn.no_logging():
-        routed = learn.validate(dl=dl)[1]
-    counts = dl.scale_counts()
-    by_size = accuracy_by_size(
-        saved,
-        source.measured,
-        test_sizes(recipe.model.scales),
-        recipe.train.bs,
-        recipe.data.workers,
-    )
-    measured = "test" if source.test else "valid"
-    unread = {"train": learn.dls.train.bad_reasons(), "valid": learn.dls.valid.bad_reasons()}
-    unread[measured] = by_size.pop("unreadable")
-    bad = [*found.bad, *(BadImage(part, reason) for part in unread for reason in unread[part])]
-    bad_counts = {part: sum(b.part == part for b in bad) for part in PARTS}
-    counted = {part: len(getattr(source, part)) + found.count(part) for part in PARTS}
-    metrics = {
-        "data": source.name,
-        "arch": recipe.model.arch,
-        "method": recipe.model.method,
-        "scales": list(scales),
-        "classes": len(source.classes),
-        **{f"{part}_images": n for part, n in counted.items()},
-        "measured_images": counted[measured] - bad_counts[measured],
-        "bad_images": bad_counts,
-        "params": sum(p.numel() for p in saved.model.parameters()),
-        "train_seconds": round(seconds, 1),
-        "native_accuracy": round(routed, 6),
-        "routing": {str(s): counts[s] for s in scales},
-        **by_size,
-    }
-    return metrics, bad

@@ -18,6 +18,7 @@ FLOORS = [
     ("callbacks",),
     ("predict", "flops"),
     ("learner", "evaluate", "runfolder", "paper"),
+    ("measure",),
     ("all", "run"),
     ("cli",),
     ("__main__",),

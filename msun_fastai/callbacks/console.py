@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from msun_fastai.callbacks.views import TermLogger
+from msun_fastai.data.bad import NAMED, BadImage
+from msun_fastai.errors import BadImageWarning
 from msun_fastai.files import write_rows
 
 LOSSES = 3  # decimals
@@ -100,3 +105,28 @@ class History(Callback):
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         self.rows.append({"phase": self.phase, **row})
         write_rows(self.file, self.rows)
+
+
+@contextmanager
+def warnings_told(console: Console) -> Iterator[None]:
+    """Print what is warned of bad images to `console`, as it comes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", BadImageWarning)
+        shown = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, BadImageWarning):
+                console.print(str(message), highlight=False, soft_wrap=True, markup=False)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
+
+
+def tell_bad(bad: Sequence[BadImage], console: Console) -> None:
+    """Print the first of the images that cannot be read, and how many there are."""
+    for image in bad[:NAMED]:
+        console.print(f"left out: {image.reason}", highlight=False, soft_wrap=True, markup=False)
+    if len(bad) > NAMED:
+        console.print(f"left out: {len(bad) - NAMED} more", highlight=False)

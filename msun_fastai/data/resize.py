@@ -29,8 +29,8 @@ AUGMENTATIONS = ("none", "light", "rrc")
 AREAS = {"light": (0.5, 1.0), "rrc": (0.08, 1.0)}  # share of the image that a crop keeps
 RATIO = (3 / 4, 4 / 3)  # of a crop's sides, in torchvision's reference
 # pixels decoded for one that is kept, at least, as Pillow's `thumbnail` has it: on photographs the
-# result differs from that of decoding everything by 1 to 2 of 255 levels on average. The smallest of
-# random crops has one for one; most have more
+# result differs from that of decoding everything by 1 to 2 of 255 levels on average. The smallest
+# of random crops has one for one; most have more
 SPARE, SPARE_RANDOM = 2, 1
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
