@@ -118,7 +118,7 @@ def test_a_file_name_that_is_not_utf8(run, tmp_path, saved_run):
         file.write(b"no image")
     code, out, _ = run("datasets", "scan", "--data", tmp_path / "data")
     assert (code, "1 cannot be read" in out) == (1, True)
-    code, out, _ = run("predict", tmp_path / "data", "--model", saved_run, "--out", "rows.csv")
+    code, out, _ = run("predict", tmp_path / "data", "--model", saved_run, "--out", tmp_path / "rows.csv")
     assert (code, "1 of 25 images could not be read" in out) == (1, True)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from msun_fastai.data import native_dl
 from msun_fastai.data.images import OpenedImage
-from msun_fastai.data.loaders import NativeImageDataLoaders, with_scales
+from msun_fastai.data.loaders import NativeImageDataLoaders, pins_memory, with_scales
 from msun_fastai.data.native import NativeImage, sample_label
 from msun_fastai.errors import UserError
 
@@ -91,6 +91,13 @@ def test_with_scales_leaves_the_given_loaders_alone(dls):
 
 def test_a_training_loader_that_is_not_shuffled_routes_by_native_size(dls):
     assert {x.shape[-1] for x, _ in dls.train.new(shuffle=False)} == set(SCALES)
+
+
+def test_pinned_memory_is_for_cuda():
+    assert pins_memory("cuda:1")
+    assert pins_memory(torch.device("cuda"))
+    assert not pins_memory("cpu")
+    assert pins_memory() == torch.cuda.is_available()
 
 
 def test_images_of_another_type_get_a_clear_error(shapes):

@@ -7,9 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter
+from fastai.torch_core import default_device
 
 from msun_fastai.data.bad import MAX_BAD
 from msun_fastai.data.folders import (
@@ -94,6 +96,8 @@ class NativeImageDataLoaders(DataLoaders):
             on_bad_image=on_bad_image,
             max_bad=max_bad,
         )
+        if pins_memory(options.get("device")):
+            options = {"pin_memory": True, **options}
         block = DataBlock(
             blocks=(
                 images,
@@ -199,6 +203,12 @@ class NativeImageDataLoaders(DataLoaders):
         dls = cls.from_source(source, seed=seed, **{"path": path, **options})
         dls.columns = (fn_col, label_col)
         return dls
+
+
+def pins_memory(device: Any = None) -> bool:
+    """Whether batches for `device`, fastai's default one if None, are copied faster from pinned
+    memory."""
+    return torch.device(default_device() if device is None else device).type == "cuda"
 
 
 def readable_first(samples: Sequence[Sample]) -> list[Sample]:
