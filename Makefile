@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(BIN)/msun-fastai finetune --recipe demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -35,10 +35,12 @@ def measure(
         recipe.data.workers,
     )
     measured = "test" if source.test else "valid"
-    unread = {"train": learn.dls.train.bad_reasons(), "valid": learn.dls.valid.bad_reasons()}
-    unread[measured] = by_size.pop("unreadable")
-    bad = [*found.bad, *(BadImage(part, reason) for part in unread for reason in unread[part])]
-    bad_counts = {part: sum(b.part == part for b in bad) for part in PARTS}
+    unread = {"train": learn.dls.train.bad, "valid": learn.dls.valid.bad}
+    reasons = {part: images.reasons() for part, images in unread.items()}
+    bad_counts = {part: found.count(part) + len(unread.get(part, ())) for part in PARTS}
+    reasons[measured] = by_size.pop("unreadable")
+    bad_counts[measured] = found.count(measured) + len(reasons[measured])
+    bad = [*found.bad, *(BadImage(part, reason) for part in reasons for reason in reasons[part])]
     counted = {part: len(getattr(source, part)) + found.count(part) for part in PARTS}
     metrics = {
         "data": source.name,

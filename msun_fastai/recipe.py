@@ -49,7 +49,7 @@ class DataSection(Section):
     augment: str = "light"
     resize: str = "squish"
     workers: int = Field(2, ge=0)
-    cache: float | None = Field(None, ge=0)
+    cache: float | None = Field(None, ge=0, allow_inf_nan=False)
     on_bad_image: str = "skip"
     max_bad: float = Field(0.01, ge=0, le=1)
 

@@ -58,18 +58,26 @@ def finetune(recipe: Recipe, console: Console, run_dir: Path | str | None = None
     else:
         found = scan(source, recipe.data.on_bad_image, recipe.data.max_bad)
     tell_bad(found.bad, console)
+    console.print(about(source), highlight=False, soft_wrap=True)
     # the first Learner before the folder: its weights or its data may turn out to be missing
     recipe = resolved(recipe)
-    learn = make_learner(recipe, found.source)
+    learn = make_learner(recipe, found.source, found.count("train"))
     folder = new_run_folder(f"{source.name}-{recipe.model.method}", run_dir)
     console.print(f"run folder {folder}", highlight=False, soft_wrap=True)
     metrics = train_one(recipe, found, learn, folder, console)
     if recipe.baseline is not None:
         other = resolved(baseline_recipe(recipe))
-        learn = make_learner(other, found.source)
+        learn = make_learner(other, found.source, found.count("train"))
         metrics["baseline"] = train_one(other, found, learn, folder / "baseline", console)
         write_json(folder / "metrics.json", metrics)
     return RunResult(folder, metrics)
+
+
+def about(source: Source | StreamSource) -> str:
+    """What there is to train on, in a line."""
+    parts = {"to train on": source.train, "to watch": source.valid, "to test on": source.test}
+    counts = ", ".join(f"{len(part):,} {use}" for use, part in parts.items() if len(part))
+    return f"{source.name}: {len(source.classes)} classes; {counts}"
 
 
 def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
@@ -136,21 +144,26 @@ def load_source(recipe: Recipe) -> Source | StreamSource:
         source = source_from_name(data.dataset, data.root, seed)
     else:
         columns = data.model_dump(include={"path_column", "label_column", "split_column"})
-        source = source_from_path(str(data.path), data.valid_fraction, seed, **columns)
+        source = source_from_path(str(data.path), data.valid_fraction, seed, columns)
     if data.carve is not None:
         source = source.carved(data.carve, seed)
     return source.limited(data.limit, seed)
 
 
-def _load_stream(data: DataSection) -> StreamSource:
-    if data.dataset is None or data.carve is not None:
-        raise UserError("data.stream: for a dataset by name, with nothing carved out of it")
+def _load_stream(data: DataSection) -> Source | StreamSource:
+    if data.dataset is None:
+        raise UserError("data.stream: streams a dataset by name; name it with --dataset")
+    if data.carve is not None:
+        raise UserError("data.carve: nothing can be carved out of a stream; choose one of them")
     source = stream_source(data.dataset, data_root(data.root), data.hub_id, data.revision)
-    return source.limited(data.limit)
+    return source if data.limit is None else source.first(data.limit)
 
 
-def make_learner(recipe: Recipe, source: Source | StreamSource) -> Learner:
-    """The Learner of `recipe`, seeded: the same recipe gives the same weights."""
+def make_learner(recipe: Recipe, source: Source | StreamSource, left_out: int = 0) -> Learner:
+    """The Learner of `recipe`, seeded: the same recipe gives the same weights.
+
+    left_out: training images that were found to be bad before.
+    """
     model, train, data = recipe.model, recipe.train, recipe.data
     set_seed(train.seed, reproducible=True)
     device = pick_device(train.device)
@@ -166,6 +179,7 @@ def make_learner(recipe: Recipe, source: Source | StreamSource) -> Learner:
         cache=data.cache,
         on_bad_image=data.on_bad_image,
         max_bad=data.max_bad,
+        left_out=left_out,
         seed=train.seed,
         bs=train.bs,
         num_workers=data.workers,

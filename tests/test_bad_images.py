@@ -3,7 +3,9 @@ never another image's pixels in their place."""
 
 import csv
 import json
+import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -118,7 +120,8 @@ def test_a_file_name_that_is_not_utf8(run, tmp_path, saved_run):
         file.write(b"no image")
     code, out, _ = run("datasets", "scan", "--data", tmp_path / "data")
     assert (code, "1 cannot be read" in out) == (1, True)
-    code, out, _ = run("predict", tmp_path / "data", "--model", saved_run, "--out", tmp_path / "rows.csv")
+    words = ("predict", tmp_path / "data", "--model", saved_run, "--out", tmp_path / "rows.csv")
+    code, out, _ = run(*words)
     assert (code, "1 of 25 images could not be read" in out) == (1, True)
 
 
@@ -306,6 +309,36 @@ def test_the_limit():
 
 def test_flags():
     bad = BadImages(5)
-    bad.mark(3)
-    bad.mark(3)
-    assert (len(bad), bad.indices(), 3 in bad, 2 in bad) == (1, [3], True, False)
+    bad.mark("three: no", 3)
+    bad.mark("three: again", 3)
+    bad.mark("\udcff" + "é" * 1000, 1)
+    assert (len(bad), bad.indices(), 3 in bad, 2 in bad) == (2, [1, 3], True, False)
+    assert bad.reasons()[0] == "three: no"
+    assert bad.reasons()[1].startswith("\\udcffé")
+    assert len(bad.reasons(1)) == 1
+    copy = pickle.loads(pickle.dumps(bad))
+    assert (len(copy), copy.n, 3 in copy) == (0, 5, False)
+    bad.clear()
+    assert (len(bad), bad.indices(), bad.reasons()) == (0, [], [])
+    stream = BadImages()
+    stream.mark("a")
+    stream.mark("b")
+    assert (len(stream), 0 in stream, stream.reasons()) == (2, False, ["a", "b"])
+
+
+def test_processes_lose_no_count():
+    bad = BadImages(400)
+    bad.share()
+    fork = multiprocessing.get_context("fork")
+    jobs = [fork.Process(target=mark_some, args=(bad, k)) for k in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert len(bad) == len(set(bad.reasons())) == len(bad.indices()) == 400
+
+
+def mark_some(bad, k):
+    for i in range(k, 400, 4):
+        bad.mark(f"image {i}", i)
+        bad.mark("the same", i)

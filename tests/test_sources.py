@@ -40,7 +40,7 @@ def test_train_valid_and_test_folders(tmp_path):
     assert parts[2] == ["a/test.jpg", "b/test.jpg"] == names(source.measured)
     (tmp_path / "train").rename(tmp_path / "fit")
     assert len(source_from_folder(tmp_path, train="fit").train) == 2
-    with pytest.raises(UserError, match="val and test, but no folder train"):
+    with pytest.raises(UserError, match="val and test, but no folder train beside it"):
         source_from_folder(tmp_path)
     with pytest.raises(UserError, match="no folder hold in it"):
         source_from_folder(tmp_path, train="fit", test="hold")
@@ -110,11 +110,11 @@ def test_csv_with_and_without_a_split(tmp_path):
     odd = table.rename(columns={"path": "photo", "label": "kind", "split": "half"})
     odd.to_csv(tmp_path / "odd.csv", index=False)
     columns = {"path_column": "photo", "label_column": "kind", "split_column": "half"}
-    assert names(source_from_path(tmp_path / "odd.csv", **columns).test) == ["2/d.png"]
+    assert names(source_from_path(tmp_path / "odd.csv", columns=columns).test) == ["2/d.png"]
     with pytest.raises(UserError, match="no column 'foto'; did you mean photo"):
-        source_from_path(tmp_path / "odd.csv", **{**columns, "path_column": "foto"})
+        source_from_path(tmp_path / "odd.csv", columns={**columns, "path_column": "foto"})
     with pytest.raises(UserError, match="path_column 'photo': not a CSV file"):
-        source_from_path(tmp_path, **columns)
+        source_from_path(tmp_path, columns=columns)
     table["split"] = [False, False, True, False]
     assert names(source_from_table(table, tmp_path, split_column="split").valid) == ["1/c.png"]
 
@@ -126,6 +126,7 @@ def test_csv_with_and_without_a_split(tmp_path):
         ("path,label\n", "no rows"),
         ("photo,label\nx,1\n", "which column holds the paths"),
         ("path,label\nabsent.png,1\n", "row 1.*no such file"),
+        ("path,label\n,1\n", "row 1: no path"),
         ("path,label\na.png,\n", "row 1: no label"),
         ("path,label,split\na.png,1,maybe\n", "row 1: split 'maybe'"),
         ("path,label\na.png,1\na.png,1\n", "one class only"),

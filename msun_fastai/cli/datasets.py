@@ -95,6 +95,9 @@ def scan(
     decode: Annotated[
         bool, typer.Option("--decode", help="Decode every image, which finds what headers hide.")
     ] = False,
+    path_column: Annotated[str, typer.Option(help="Of a CSV: the column of paths.")] = "",
+    label_column: Annotated[str, typer.Option(help="Of a CSV: the column of labels.")] = "",
+    split_column: Annotated[str, typer.Option(help="Of a CSV: the column of parts.")] = "",
     json_file: Json = None,
 ) -> None:
     """Look at every image and name those that cannot be read.
@@ -105,11 +108,17 @@ def scan(
     from msun_fastai.data.describe import scan_data
 
     check_output("--json", json_file)
-    found = scan_data(dataset, data, data_root, decode)
+    columns = {"path_column": path_column, "label_column": label_column}
+    columns["split_column"] = split_column
+    found = scan_data(dataset, data, data_root, decode, columns)
     console = make_console(json_file)
     counts = ", ".join(f"{n:,} in {part}" for part, n in found["parts"].items())
     lines = [f"{row['part']}: {row['reason']}" for row in found["bad"]]
-    for line in [*lines, f"{found['name']}: {counts}; {len(lines)} cannot be read"]:
+    for line in [
+        *found["notes"],
+        *lines,
+        f"{found['name']}: {counts}; {len(lines)} cannot be read",
+    ]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     write_result(found, json_file)
     if lines:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from msun_fastai.errors import UserError
 # skip: go on without it, up to a share of all; stop: the first one is an error
 ON_BAD_IMAGE = ("skip", "stop")
 MAX_BAD = 0.01  # share of the training images
-SAID, SHORT = 100, 300  # reasons, characters
+KEPT, SHORT = 4096, 400  # reasons that are kept, and bytes of each
 NAMED = 5  # images that an error or a warning names
 
 
@@ -27,54 +26,67 @@ class BadImage:
 
 
 class BadImages:
-    """Which of a loader's `n` images could not be decoded, in memory that its workers share."""
+    """Which images of a loader could not be decoded, and why, in memory that its workers share.
 
-    def __init__(self, n: int):
+    n: number of images, of which each counts once; 0 for a stream, whose images have no index. A
+    copy, and one in a process that is not forked from this one, starts anew.
+    """
+
+    def __init__(self, n: int = 0):
+        self.n = n
         self._flags = torch.zeros(n, dtype=torch.uint8).share_memory_()
+        self._count = multiprocessing.Value("q", 0)
+        self._texts: torch.Tensor | None = None
         self.told = 0  # how many of them were reported
 
-    def mark(self, i: int) -> None:
-        """Image `i` could not be decoded."""
-        self._flags[i] = 1
+    def __getstate__(self) -> dict[str, int]:
+        return {"n": self.n}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["n"])  # type: ignore[misc]
+
+    def share(self) -> None:
+        """Make room for what the workers will have to say, before they start."""
+        if self._texts is None:
+            self._texts = torch.zeros(KEPT, SHORT, dtype=torch.uint8).share_memory_()
+
+    def mark(self, reason: str, i: int | None = None) -> None:
+        """An image, the `i`-th, could not be decoded for `reason`."""
+        self.share()
+        with self._count.get_lock():  # two workers at once would lose one
+            if i is not None and self._flags[i]:
+                return
+            row = self._count.value
+            self._count.value += 1
+            if i is not None:
+                self._flags[i] = 1
+        if row < KEPT and self._texts is not None:
+            text = reason.encode("utf-8", "backslashreplace")[:SHORT]
+            self._texts[row, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+    def clear(self) -> None:
+        """Forget them, before a stream comes again."""
+        self._count.value, self.told = 0, 0
+        self._flags.zero_()
+        if self._texts is not None:
+            self._texts.zero_()
 
     def __contains__(self, i: int) -> bool:
-        return bool(self._flags[i])
+        return bool(self.n and self._flags[i])
 
     def __len__(self) -> int:
-        return int(self._flags.sum(dtype=torch.int64))
+        return self._count.value
 
     def indices(self) -> list[int]:
         """The indices of the images that could not be decoded, ascending."""
         return self._flags.nonzero().flatten().tolist()
 
-
-class StreamedBad:
-    """How many images of a stream could not be decoded, and why the first could not.
-
-    Workers share it; the main process takes what they say with `reasons`.
-    """
-
-    def __init__(self, workers: int):
-        self._counts = torch.zeros(max(1, workers), dtype=torch.int64).share_memory_()
-        # of a pipe, which holds 64 KiB until the main process looks: few reasons, and short ones
-        self._said: Any = multiprocessing.SimpleQueue()
-        self._reasons: list[str] = []
-        self.told = 0
-
-    def mark(self, worker: int, reason: str) -> None:
-        """An image could not be decoded in `worker` for `reason`."""
-        self._counts[worker] += 1  # of its own: two at once would lose one
-        if int(self._counts[worker]) <= SAID // len(self._counts):
-            self._said.put(reason[:SHORT])
-
-    def __len__(self) -> int:
-        return int(self._counts.sum())
-
-    def reasons(self) -> list[str]:
-        """Why the first of them could not be."""
-        while not self._said.empty():
-            self._reasons.append(self._said.get())
-        return self._reasons
+    def reasons(self, n: int = KEPT) -> list[str]:
+        """Why the first `n` of them could not be, a line each that names the image."""
+        if self._texts is None:
+            return []
+        rows = self._texts[: min(n, len(self))]
+        return [bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "replace") for row in rows]
 
 
 def too_many(bad: int, n: int, share: float = MAX_BAD) -> bool:
@@ -94,6 +106,6 @@ def refuse_too_many(
     """Raise `UserError` that names the first of `bad` images in `n` where they are too many."""
     if bad and too_many(bad, n, share):
         raise UserError(
-            f"{bad} of {n} {part} images cannot be read, more than {share:.2%}: "
-            f"{listed(reasons, bad)}"
+            f"{bad} of {n} {part} images cannot be read, more than {share:.2%} (max_bad; "
+            f"`msun-fastai datasets scan` names them all): {listed(reasons, bad)}"
         )

@@ -25,7 +25,10 @@ def free_memory() -> int | None:
     group = Path("/sys/fs/cgroup")  # a container has its own limit
     try:
         limit = int((group / "memory.max").read_text())
-        return min(free, max(0, limit - int((group / "memory.current").read_text())))
+        taken = int((group / "memory.current").read_text())
+        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # files that were read count as taken, and are given up where the room is needed
+        return min(free, max(0, limit - taken + int(stats.get("inactive_file", 0))))
     except (OSError, ValueError):
         return free
 
@@ -49,7 +52,7 @@ class PixelCache:
         try:
             self._pixels = mmap.mmap(-1, self.budget) if self.budget else None
             table = mmap.mmap(-1, n * FIELDS * 8) if self.budget else bytearray()
-        except OSError:  # so much cannot be had
+        except (OSError, OverflowError, ValueError):  # so much cannot be had
             self.budget, self._pixels, table = 0, None, bytearray()
         self._table = np.frombuffer(table, np.int64).reshape(-1, FIELDS)
         self._used = multiprocessing.Value("q", 0) if self.budget else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -113,16 +113,23 @@ def prepare(
 
 
 def scan_data(
-    name: str | None, path: str | None, root: Path | str | None, decode: bool
+    name: str | None,
+    path: str | None,
+    root: Path | str | None,
+    decode: bool,
+    columns: Mapping[str, str],
 ) -> dict[str, Any]:
     """Look at every image of the dataset `name`, or of the data at `path`, and say which are bad.
 
-    decode: decode them too. Returns the name, the number of images in each part and the bad ones, a
-    row each with its part and its reason. Raises `UserError`.
+    decode: decode them too. columns: see `source_from_path`. Returns the name, the number of images
+    in each part and the bad ones, a row each with its part and its reason. Raises `UserError`.
     """
     if (name is None) == (path is None):
         raise UserError("name the data: either --dataset NAME or --data PATH")
-    source = source_from_name(name, root) if name is not None else source_from_path(str(path))
+    if name is not None:
+        source = source_from_name(name, root)
+    else:
+        source = source_from_path(str(path), columns=columns)
     bad = find_bad(source, decode=decode).bad
     return {
         "name": source.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,22 @@ def source_from_folder(
     train_dir = _part(root, (train,) if train else TRAIN_NAMES, required=bool(train))
     valid_dir = _part(root, (valid,) if valid else VALID_NAMES, required=bool(valid))
     test_dir = _part(root, (test,) if test else TEST_NAMES, required=bool(test))
-    if train_dir is None and valid_dir is not None and test_dir is not None:
-        raise UserError(f"{root}: {valid_dir.name} and {test_dir.name}, but no folder train")
+    held = [d.name for d in (valid_dir, test_dir) if d is not None]
+    if train_dir is None and held:
+        raise UserError(
+            f"{root}: {' and '.join(held)}, but no folder train beside it; call a class otherwise"
+        )
     if train_dir is None:
         samples = _class_folders(root)
         return make_source(name, *stratified_split(samples, valid_fraction, seed))
     folders = {"train": train_dir, "valid": valid_dir, "test": test_dir}
     parts = {part: _class_folders(d) if d else [] for part, d in folders.items()}
-    return held_out_source(name, **parts, valid_fraction=valid_fraction, seed=seed)
+    unused = [d.name for d in _subfolders(root) if d not in folders.values()]
+    source = held_out_source(name, **parts, valid_fraction=valid_fraction, seed=seed)
+    if not unused:
+        return source
+    note = f"{root}: not used: {', '.join(unused)}; parts are called train, valid and test"
+    return replace(source, notes=(*source.notes, note))
 
 
 def held_out_source(
@@ -76,16 +85,25 @@ def held_out_source(
 
 
 def _part(root: Path, names: Iterable[str], required: bool) -> Path | None:
+    by_name = {d.name.lower(): d for d in _subfolders(root)} | {
+        d.name: d for d in _subfolders(root)
+    }
     for name in names:
-        if (root / name).is_dir() and any(d.is_dir() for d in (root / name).iterdir()):
-            return root / name
+        if name in by_name and any(d.is_dir() for d in by_name[name].iterdir()):
+            return by_name[name]
     if required:
         raise UserError(f"{root}: no folder {' or '.join(names)} in it")
     return None
 
 
+def _subfolders(folder: Path) -> list[Path]:
+    """The folders in `folder`, without hidden ones and what packing on a Mac leaves."""
+    folders = (d for d in folder.iterdir() if d.is_dir())
+    return sorted(d for d in folders if not d.name.startswith((".", "__MACOSX")))
+
+
 def _class_folders(folder: Path) -> list[Sample]:
-    classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+    classes = _subfolders(folder)
     if not classes:
         what = "images, but no class folders" if image_files(folder) else "no class folders"
         raise UserError(f"{folder}: {what}; put the images of each class in a folder of its name")
@@ -93,8 +111,10 @@ def _class_folders(folder: Path) -> list[Sample]:
     for class_dir in classes:
         files = image_files(class_dir)
         if not files:
+            others = sorted({p.suffix or p.name for p in class_dir.rglob("*") if p.is_file()})
+            found = f" (but files of {', '.join(others[:5])})" if others else ""
             raise UserError(
-                f"{class_dir}: class {class_dir.name!r} has no images; add some or remove it"
+                f"{class_dir}: class {class_dir.name!r} has no images{found}; add some or remove it"
             )
         samples += [Sample(file, class_dir.name) for file in files]
     return samples
@@ -117,7 +137,8 @@ def source_from_table(
     usual ones. Raises `UserError` naming the row.
     """
     samples = table_samples(table, root, path_column, label_column, name)
-    split = split_column or next((c for c in SPLIT_COLUMNS if c in table.columns), "")
+    usual = next((c for c in SPLIT_COLUMNS if c in table.columns), "")
+    split = usual if split_column == "" else split_column
     if split == "":
         return make_source(Path(name).stem, *stratified_split(samples, valid_fraction, seed))
     split = _column(table, split, (), name, "parts")
@@ -139,14 +160,17 @@ def table_samples(
     labels = _column(table, label_column, LABEL_COLUMNS, name, "labels")
     if len(table) == 0:
         raise UserError(f"{name}: no rows")
-    samples = []
+    samples, there = [], False
     for row, (path, label) in enumerate(zip(table[paths], table[labels]), start=1):
         file = Path(root) / str(path)
-        if not file.is_file():
-            raise UserError(f"{name}, row {row}: {file}: no such file")
+        if str(path).strip() == "":
+            raise UserError(f"{name}, row {row}: no path")
+        there = there or file.is_file()
         if label is None or label != label or str(label).strip() == "":
             raise UserError(f"{name}, row {row}: no label for {path}")
         samples.append(Sample(file, str(label)))
+    if not there:  # some that are missing are bad images; all of them are another folder's
+        raise UserError(f"{name}, row 1: {samples[0].image}: no such file, nor is any other there")
     return samples
 
 
@@ -170,8 +194,8 @@ def _column(table: Any, wanted: str | int, usual: Iterable[str], name: str, what
         if column in columns:
             return column
     raise UserError(
-        f"{name}: which column holds the {what}? It has {', '.join(columns)}; "
-        f"call it {next(iter(usual))!r}"
+        f"{name}: which column holds the {what}? It has {', '.join(map(repr, columns))}; "
+        f"call it {next(iter(usual))!r}, or name it (path_column, label_column, split_column)"
     )
 
 

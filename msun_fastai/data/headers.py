@@ -83,7 +83,7 @@ class _Headers:
 
 def _indexed(images: Sequence[Any], files: Sequence[str], workers: int | None) -> list[Header]:
     index = index_file(files)
-    known = _load(index)
+    known = {} if index is None else _load(index)
     stamps = [_stamp(file) for file in files]
     headers: list[Header | None] = [
         known[file][2:] if stamp is not None and known.get(file, ())[:2] == stamp else None
@@ -97,15 +97,20 @@ def _indexed(images: Sequence[Any], files: Sequence[str], workers: int | None) -
         stamp = stamps[i]
         if stamp is not None and not isinstance(header, str):
             known[files[i]] = (*stamp, *header)
-    _store(index, known)
+    if index is not None:
+        _store(index, known)
     return headers  # type: ignore[return-value]
 
 
-def index_file(files: Sequence[str]) -> Path:
-    """The index of the folder that all of `files` are in."""
-    folder = os.path.commonpath(files)
+def index_file(files: Sequence[str]) -> Path | None:
+    """The index of the folder that all of `files` are in; None where there is no place for one."""
+    try:
+        folder = os.path.commonpath(files)
+        caches = cache_folder()
+    except (ValueError, RuntimeError):  # on several drives; a user without a home
+        return None
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return cache_folder() / "sizes" / f"{Path(folder).name}-{name}.npz"
+    return caches / "sizes" / f"{Path(folder).name}-{name}.npz"
 
 
 def _stamp(file: str) -> tuple[int, int] | None:

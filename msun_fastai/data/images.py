@@ -6,6 +6,7 @@ torchvision's decoder takes three quarters of its time, but is deprecated since 
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import warnings
@@ -41,6 +42,7 @@ JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 SUFFIXES = JPEG | {".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 REDUCTIONS = (8, 4, 2)  # at which libjpeg decodes for less
 ORIENTATION = 0x0112  # EXIF
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many open files, no memory
 
 
 class OpenedImage:
@@ -90,6 +92,7 @@ class OpenedImage:
         try:
             a = self._decoded(self._stored, reduction)
         except Exception as error:  # the decoders raise whatever the bytes lead them to
+            _raise_if_ours(error)
             raise ImageError(f"{self._name}: cannot be decoded ({_reason(error)})") from error
         a = _turned(a, self._turn)
         # the same share of the height, whatever it was reduced to
@@ -112,7 +115,7 @@ def open_image(source: Any) -> OpenedImage:
     """
     name, trim = _name(source), getattr(source, "trim", 0)
     if hasattr(source, "open_bytes"):
-        source = source.open_bytes()
+        source = _fetched(source, name)
     if isinstance(source, (str, Path, bytes, bytearray)):
         return OpenedImage(_opened(source, name), name, trim, ours=True)
     if not isinstance(source, Image.Image):
@@ -156,6 +159,22 @@ def _name(source: Any) -> str:
     return f"an image of {len(source)} bytes" if isinstance(source, (bytes, bytearray)) else "array"
 
 
+def _fetched(source: Any, name: str) -> Any:
+    try:
+        return source.open_bytes()
+    except ImageError:
+        raise
+    except Exception as error:  # of whatever holds it
+        _raise_if_ours(error)
+        raise ImageError(f"{name}: cannot be opened ({_reason(error)})") from error
+
+
+def _raise_if_ours(error: Exception) -> None:
+    """Raise `error` again where it says nothing of the image: this process has no more room."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in NO_ROOM:
+        raise error
+
+
 def _checked(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width < 1 or height < 1:
@@ -188,6 +207,7 @@ def _opened(source: str | Path | bytes | bytearray, name: str) -> Image.Image:
         raise ImageError(f"{name}: more than the {MAX_PIXELS} pixels that are accepted") from None
     # Pillow's readers raise whatever a malformed header leads them to
     except Exception as error:
+        _raise_if_ours(error)
         raise ImageError(f"{name}: cannot be opened ({_reason(error)})") from error
     try:
         _checked(image.size, name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, FilteredBase, TfmdDL
+from fastai.data.load import DataLoader
 from fastai.data.transforms import IndexSplitter
 from fastai.torch_core import default_device
 
@@ -23,13 +25,13 @@ from msun_fastai.data.folders import (
 )
 from msun_fastai.data.images import load_pixels
 from msun_fastai.data.native import sample_label
-from msun_fastai.data.native_dl import NativeImageBlock
+from msun_fastai.data.native_dl import NativeDL, NativeImageBlock
 from msun_fastai.data.samples import Sample, Source
 from msun_fastai.data.sources import source_from_name
 from msun_fastai.data.stream import StreamSource, process_rank
 from msun_fastai.data.stream_dl import StreamDL
-from msun_fastai.errors import ImageError, UserError
-from msun_fastai.scales import DEFAULT_SCALES
+from msun_fastai.errors import ImageError, UserError, did_you_mean
+from msun_fastai.scales import DEFAULT_SCALES, parse_scales
 
 PEEKED = 100  # images of a stream among which one has to be readable
 
@@ -60,7 +62,7 @@ class NativeImageDataLoaders(DataLoaders):
         cls,
         source: Source,
         *,
-        scales: Sequence[int] = DEFAULT_SCALES,
+        scales: Sequence[int] | str = DEFAULT_SCALES,
         routing: str = "nearest",
         views: str = "all",
         augment: str = "light",
@@ -68,6 +70,7 @@ class NativeImageDataLoaders(DataLoaders):
         cache: float | None = None,
         on_bad_image: str = "skip",
         max_bad: float = MAX_BAD,
+        left_out: int = 0,
         limit: int | None = None,
         seed: int = 42,
         item_tfms: Any = None,
@@ -77,12 +80,17 @@ class NativeImageDataLoaders(DataLoaders):
     ) -> DataLoaders:
         """From a `Source` of labelled samples.
 
-        scales: ascending sides in pixels. routing: `nearest` or `up`. views: `all`, `native` or
-        `down`, see `msun_fastai.scales.target_scale`. augment: `light`, `rrc` or `none`. resize:
-        `squish`, `crop` or `pad`, for every part and saved with the model. cache: GiB of decoded
-        images to keep in memory. on_bad_image, max_bad: see `NativeDL`. limit: at most so many
-        images in each part. `options` (bs, val_bs, num_workers, device, ...) are fastai's.
+        scales: ascending sides in pixels, or `S2` to `S5`. routing: `nearest` or `up`. views:
+        `all`, `native` or `down`, see `msun_fastai.scales.target_scale`. augment: `light`, `rrc` or
+        `none`. resize: `squish`, `crop` or `pad`, for every part and saved with the model. cache:
+        GiB of decoded images to keep in memory. on_bad_image, max_bad, left_out: see `NativeDL`.
+        limit: at most so many images in each part. `options` (bs, val_bs, num_workers, device, ...)
+        are fastai's.
+        Raises `UserError`, for an option that there is not, too.
         """
+        check_options(options)
+        if isinstance(scales, str):
+            scales = parse_scales(scales)
         source = source.limited(limit, seed)
         train = readable_first(source.train) if on_bad_image == "skip" else source.train
         n = len(train)
@@ -95,6 +103,7 @@ class NativeImageDataLoaders(DataLoaders):
             cache=cache,
             on_bad_image=on_bad_image,
             max_bad=max_bad,
+            left_out=left_out,
         )
         if pins_memory(options.get("device")):
             options = {"pin_memory": True, **options}
@@ -191,7 +200,9 @@ class NativeImageDataLoaders(DataLoaders):
         seed: int = 42,
         **options: Any,
     ) -> DataLoaders:
-        """From the CSV file `path/csv_fname`, whose paths are relative to its folder."""
+        """From the CSV file `path/csv_fname`, or `path`; its paths are relative to its folder."""
+        if Path(path).suffix.lower() == ".csv":
+            path, csv_fname = Path(path).parent, Path(path).name
         source = source_from_csv(
             Path(path) / csv_fname,
             path_column=fn_col,
@@ -203,6 +214,17 @@ class NativeImageDataLoaders(DataLoaders):
         dls = cls.from_source(source, seed=seed, **{"path": path, **options})
         dls.columns = (fn_col, label_col)
         return dls
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `UserError` for an option that neither we nor fastai's loaders have."""
+    takers = (DataBlock.dataloaders, FilteredBase.dataloaders, TfmdDL.__init__, DataLoader.__init__)
+    known = {name for taker in takers for name in inspect.signature(taker).parameters}
+    known -= {"self", "source", "dataset", "kwargs", "dl_kwargs"}
+    known |= {*NativeDL._own, *DataLoader._methods}
+    for name in options:
+        if name.removeprefix("val_") not in known:
+            raise UserError(f"loaders: unknown option {name!r}; {did_you_mean(name, known)}")
 
 
 def pins_memory(device: Any = None) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from msun_fastai.data.catalog import CATALOG, Entry
 from msun_fastai.data.parts import TEST_NAMES, TRAIN_NAMES, VALID_NAMES, pick, source_from_splits
 from msun_fastai.data.samples import Sample, Source
-from msun_fastai.errors import UserError
+from msun_fastai.errors import ImageError, UserError
 
 IN_MEMORY = 2**30  # bytes of Parquet files up to which a split is kept in memory
 
@@ -30,8 +30,14 @@ class StoredImage:
 
     def open_bytes(self) -> bytes | Path:
         """The encoded image, or the path of the file that holds it."""
-        value = self.table[self.row][self.column]
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"])
+        return encoded(self.table[self.row][self.column], str(self))
+
+
+def encoded(cell: Any, name: str) -> bytes | Path:
+    """What a cell of an image column holds: bytes, or the path of a file. Raises `ImageError`."""
+    if not cell or (cell["bytes"] is None and not cell["path"]):
+        raise ImageError(f"{name}: no image in this row")
+    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
 
 def source_from_mirror(folder: Path | str, name: str = "", seed: int = 42) -> Source:
@@ -80,6 +86,8 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    for file in files:
+        check_parquet(file)
     # the reader copies Parquet into a cache on disk; a small dataset needs none
     small = sum(Path(file).stat().st_size for file in files) < IN_MEMORY
     table = Dataset.from_parquet(files, keep_in_memory=small)
@@ -94,6 +102,18 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
         stored = StoredImage(table, row, image, where, entry.trim)
         samples.append(Sample(stored, classes[code]))
     return samples, classes
+
+
+def check_parquet(file: str) -> None:
+    """Raise `UserError` where `file` is no Parquet file that can be read."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        read_metadata(file)
+    except (ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{file}: not a Parquet file that can be read ({first})") from error
 
 
 def find_column(table: Any, wanted: str, kind: type, where: str) -> str:

@@ -26,7 +26,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_uint8(a: np.ndarray) -> np.ndarray:
-    """Grey or colour values of any type as uint8: floats up to 1 span black to white, integers
+    """Grey or colour values of any type as uint8: floats up to 1 span black to white, numbers
     above 255 are 16-bit, everything else is 8-bit already."""
     if a.dtype == np.bool_:
         return a.astype(np.uint8) * 255
@@ -34,8 +34,9 @@ def _to_uint8(a: np.ndarray) -> np.ndarray:
         return a
     if np.issubdtype(a.dtype, np.floating):
         a = np.nan_to_num(a.astype(np.float32), nan=0.0)
-        unit = a.size == 0 or float(a.max()) <= 1.0
-        return (a * (255 if unit else 1)).round().clip(0, 255).astype(np.uint8)
+        most = float(a.max()) if a.size else 0.0
+        scale = 255 if most <= 1.0 else 1 if most <= 255 else 1 / 257
+        return (a * scale).round().clip(0, 255).astype(np.uint8)
     two_bytes = a.dtype.kind == "u" and a.dtype.itemsize == 2
     a = a.astype(np.int64)  # room for the rounding
     wide = two_bytes or (a.size > 0 and int(a.max()) > 255)

@@ -20,13 +20,14 @@ from fastcore.foundation import L
 from PIL import Image
 from torch import Tensor
 
-from msun_fastai.data.bad import MAX_BAD, ON_BAD_IMAGE, BadImages, listed, refuse_too_many
+from msun_fastai.data.bad import MAX_BAD, NAMED, ON_BAD_IMAGE, BadImages, listed, refuse_too_many
 from msun_fastai.data.batches import batch_count, cut_batches, same_scale_order
 from msun_fastai.data.cache import PixelCache, default_budget
 from msun_fastai.data.headers import Header, sample_headers
-from msun_fastai.data.images import OpenedImage, open_image
+from msun_fastai.data.images import OpenedImage, open_image, read_header
 from msun_fastai.data.native import NativeImage, OpenImage
 from msun_fastai.data.resize import (
+    AUGMENTATIONS,
     RESIZE_RULES,
     as_pixels,
     fit_pixels,
@@ -64,8 +65,9 @@ class NativeDL(TfmdDL):
 
     cache: GiB of decoded images to keep in memory; a quarter of what is free and at most 4 by
     default. on_bad_image: `skip` goes on without an image that cannot be decoded, warns of it, and
-    ends where more than `max_bad` of the training images are so; `stop` raises `ImageError` for the
-    first, as predictions do anyway: each image has to have its own.
+    ends where more than `max_bad` of the training images are so, with the `left_out` ones that were
+    found before; `stop` raises `ImageError` for the first. So do predictions by default (on a
+    `test_dl`, or from `get_preds`): each image has to have its own.
     """
 
     _own: tuple[str, ...] = (
@@ -77,9 +79,9 @@ class NativeDL(TfmdDL):
         "cache",
         "on_bad_image",
         "max_bad",
+        "left_out",
     )
-
-    _decoded_by = ("scales", "routing", "views", "resize", "augment", "cache")
+    _decoded_by = ("scales", "routing", "views", "resize", "augment")
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class NativeDL(TfmdDL):
         cache: float | None = None,
         on_bad_image: str = "skip",
         max_bad: float = MAX_BAD,
+        left_out: int = 0,
         native_sizes: list[int] | None = None,
         **kwargs: Any,
     ):
@@ -100,13 +103,16 @@ class NativeDL(TfmdDL):
         self.routing = check_choice("routing", routing, ROUTING)
         self.views = check_choice("views", views, VIEWS)
         self.resize = check_choice("resize", resize, RESIZE_RULES)
-        self.augment, self._sizes, self.epoch_seed = augment, native_sizes, 0
+        self.augment = check_choice("augment", augment, AUGMENTATIONS)
+        self._sizes, self.epoch_seed = native_sizes, 0
         self.cache = cache
         self._kept: dict[str, PixelCache] = {}  # decoded images by the augmentation they are for
         self.on_bad_image = check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
-        self.max_bad = max_bad
+        self.max_bad, self.left_out = max_bad, left_out
         self._bad: BadImages | None = None
         self._counts: Counter[int] | None = None
+        if bs is None:
+            raise UserError("NativeDL: bs: a batch needs a number of images")
         super().__init__(dataset, bs=bs, **kwargs)
 
     def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> NativeDL:
@@ -118,72 +124,70 @@ class NativeDL(TfmdDL):
         names = (cls or type(self))._own
         own = {name: getattr(self, name) for name in names if hasattr(self, name)}
         same = dataset is None or dataset is self.dataset
+        # of each image once, in the caller's order: as many as there are images
+        predicts = not same or "get_idxs" in kwargs or kwargs.get("shuffle") is False
+        if predicts:
+            own |= {"cache": 0, "on_bad_image": "stop"}
         if same:
             own["native_sizes"] = self._sizes
-        else:  # images to predict: each is seen once
-            own["cache"] = 0
-        if not same or "get_idxs" in kwargs:  # predictions, which have to be as many as the images
-            own["on_bad_image"] = "stop"
         if self.shuffle and kwargs.get("shuffle") is False:
             own["views"] = "native"
         dl = super().new(dataset, cls, **{**own, **kwargs})
         if same and type(dl) is type(self):
             dl._bad = self.bad
             if all(getattr(dl, name) == getattr(self, name) for name in self._decoded_by):
-                dl._kept = self._kept
+                dl._kept, dl.cache = self._kept, self.cache
         return dl
 
     @property
     def native_sizes(self) -> list[int]:
         """The native size of every image in the dataset, read once from the headers."""
         if self._sizes is None:
-            sources = [self._opening(i)[0] for i in range(len(self.dataset))]
-            headers = sample_headers(sources, self.fake_l.num_workers)
-            self._sizes = [self._size(i, header) for i, header in enumerate(headers)]
+            n = len(self.dataset)
+            if self._opener is None:  # what opens them is not ours: one at a time
+                self._sizes = [self._size_of_item(i) for i in range(n)]
+            else:
+                sources = [self._source(i) for i in range(n)]
+                headers = sample_headers(sources, self.fake_l.num_workers)
+                self._sizes = [self._size(i, header) for i, header in enumerate(headers)]
         return self._sizes
+
+    def _size_of_item(self, i: int) -> int:
+        try:
+            item = self.dataset[i]
+            return self._size(i, read_header(item[0] if isinstance(item, tuple) else item))
+        except ImageError as error:
+            return self._size(i, str(error))
 
     def _size(self, i: int, header: Header) -> int:
         if isinstance(header, str):
             if self.on_bad_image == "stop":
                 raise ImageError(header)
-            self.bad.mark(i)
+            self.bad.mark(header, i)
             return self.scales[0]
         return min(header)
 
-    def _opening(self, i: int) -> tuple[Any, bool]:
-        """What `OpenImage` is given of item `i`, and whether nothing is done to the image after it.
-
-        What comes before it (a `get_x`) is applied; where there is no `OpenImage`, everything is.
-        """
+    @property
+    def _opener(self) -> int | None:
+        """Which of the dataset's transforms is `OpenImage`; None where none is."""
         lists = getattr(self.dataset, "tls", None)
-        if not lists:
-            item = self.dataset[i]
-            return (item[0] if isinstance(item, tuple) else item), False
-        item = L(lists[0].items, use_list=None)[i]
-        transforms = lists[0].tfms.fs
-        for at, transform in enumerate(transforms):
-            if isinstance(transform, OpenImage):
-                return item, at == len(transforms) - 1
-            item = transform(item, split_idx=lists[0].split_idx)
-        return item, False
+        transforms = lists[0].tfms.fs if lists else ()
+        return next((k for k, t in enumerate(transforms) if isinstance(t, OpenImage)), None)
+
+    def _source(self, i: int) -> Any:
+        """What `OpenImage` is given of item `i`: what comes before it (a `get_x`) is applied."""
+        first = self.dataset.tls[0]
+        item = L(first.items, use_list=None)[i]
+        for transform in first.tfms.fs[: self._opener]:
+            item = transform(item, split_idx=first.split_idx)
+        return item
 
     @property
     def bad(self) -> BadImages:
-        """Which images could not be decoded so far."""
+        """Which images could not be decoded so far, and why."""
         if self._bad is None:
             self._bad = BadImages(len(self.dataset))
         return self._bad
-
-    def bad_reasons(self, first: int = 0) -> list[str]:
-        """Why each of `bad` cannot be decoded, a line each that names it; from the `first` on."""
-        return [r for i in self.bad.indices()[first:] if (r := self._reason(i)) is not None]
-
-    def _reason(self, i: int) -> str | None:
-        try:
-            self._made(i)
-        except ImageError as error:
-            return str(error)
-        return None  # it is well again
 
     @property
     def single_side(self) -> int | None:
@@ -199,8 +203,8 @@ class NativeDL(TfmdDL):
 
     def scale_counts(self) -> dict[int, int]:
         """How many of the dataset's images go to each scale; those known to be bad go to none."""
-        bad = set(self.bad.indices())
-        found = Counter(self.target_of(i) for i in range(len(self.dataset)) if i not in bad)
+        n, bad = len(self.dataset), set(self.bad.indices())
+        found = Counter(self.target_of(i) for i in range(n) if i not in bad)
         return {scale: found[scale] for scale in self.scales}
 
     @property
@@ -210,17 +214,20 @@ class NativeDL(TfmdDL):
         Up to one batch of images, so that whoever asks for a handful without reordering, as
         fastai's `Interpretation` does, gets each image's own answer.
         """
-        return not self.shuffle and self.n is not None and self.n <= (self.bs or 0)
+        return not self.shuffle and self.n is not None and self.n <= self.bs
 
     def get_idxs(self) -> Any:
         idxs = super().get_idxs()
-        if not isinstance(idxs, list) or self.bs is None or self._keeps_order:
+        if not isinstance(idxs, list) or self._keeps_order:
             return idxs
+        if self.shuffle and len(self.bad):  # or their batches would be short
+            bad = set(self.bad.indices())
+            idxs = [i for i in idxs if i not in bad]
         rng = self.rng if self.shuffle else None
         return same_scale_order(idxs, self.target_of, self.bs, rng, self.drop_last)
 
     def __len__(self) -> int:
-        if self.bs is None or self.n is None:
+        if self.n is None:
             return super().__len__()
         if self._keeps_order:
             return sum(1 for _ in cut_batches(range(self.n), self.target_of, self.bs))
@@ -232,9 +239,9 @@ class NativeDL(TfmdDL):
         super().before_iter()
         self.epoch_seed = self.rng.getrandbits(32)  # in the main process: the same for all workers
         if self._kind not in self._kept:  # before the workers start, who share it, as `bad`
-            budget = default_budget() if self.cache is None else int(self.cache * GIB)
+            budget = default_budget() if self.cache is None else round(self.cache * GIB)
             self._kept[self._kind] = PixelCache(len(self.dataset), budget)
-        len(self.bad)
+        self.bad.share()
 
     def __iter__(self) -> Iterator[Any]:
         for batch in super().__iter__():
@@ -245,7 +252,7 @@ class NativeDL(TfmdDL):
             self.bad.told = len(self.bad)
             warnings.warn(
                 f"{len(self.bad)} of {self._n_images} {self._part} images cannot be read and are "
-                f"left out: {listed(self.bad_reasons(), len(self.bad))}",
+                f"left out: {listed(self.bad.reasons(NAMED), len(self.bad))}",
                 BadImageWarning,
                 stacklevel=2,
             )
@@ -265,14 +272,18 @@ class NativeDL(TfmdDL):
 
     def _check_bad(self) -> None:
         bad, n = len(self.bad), self._n_images
-        if bad and self.on_bad_image == "skip" and (bad == n or self._part == "training"):
-            share = self.max_bad if self._part == "training" else 0.0
-            refuse_too_many(self.bad_reasons(), bad, n, share, self._part)
+        if not bad or self.on_bad_image == "stop":
+            return
+        if self._part == "training":
+            bad, n, share = bad + self.left_out, n + self.left_out, self.max_bad
+        else:
+            share = 0.0 if bad == n else 1.0
+        refuse_too_many(self.bad.reasons(NAMED), bad, n, share, self._part)
 
     def sample(self) -> Iterator[list[int]]:
         """This worker's share of the batches, each a list of indices."""
         order = self._DataLoader__idxs  # fastai's private name for the order of this iteration
-        batches = cut_batches(order, self.target_of, self.bs or 1)
+        batches = cut_batches(order, self.target_of, self.bs)
         return (b for i, b in enumerate(batches) if i % self.num_workers == self.offs)
 
     def create_batches(self, samps: Iterator[list[int]]) -> Iterator[Any]:
@@ -280,8 +291,10 @@ class NativeDL(TfmdDL):
             self.it = iter(self.dataset)
         for batch in samps:
             items = [item for item in map(self.do_item, batch) if item is not None]
-            if items:
-                yield from map(self.do_batch, items if self.bs is None else [items])
+            # batch norm cannot train on what a bad image leaves of two
+            lonely = len(items) == 1 < len(batch) and self._part == "training"
+            if items and not lonely:
+                yield self.do_batch(items)
 
     def do_batch(self, b: list[Any]) -> Any:
         sides = {tuple(item[0].shape[-2:]) for item in b}
@@ -322,17 +335,17 @@ class NativeDL(TfmdDL):
             return None
         try:
             return self._made(i)
-        except ImageError:
-            self.bad.mark(i)
+        except ImageError as error:
+            self.bad.mark(str(error), i)
             return None
 
     def _made(self, i: int) -> Any:
         """Item `i` with its image fitted, decoded no larger than that needs."""
-        source, last = self._opening(i)
-        if not last:
+        if self._opener is None or self._opener < len(self.dataset.tls[0].tfms.fs) - 1:
             image, *rest = item if isinstance(item := self.dataset[i], tuple) else (item,)
             return (self.fit_image(image, i), *rest)
-        return (self._fitted(image_of(source), i), *(tl[i] for tl in self.dataset.tls[1:]))
+        image = self._fitted(image_of(self._source(i)), i)
+        return (image, *(tl[i] for tl in self.dataset.tls[1:]))
 
     def fit_image(self, image: Any, idx: int) -> TensorImage | NativeImage:
         """`image` resized to its batch's side; augmented too if it belongs to the training part.

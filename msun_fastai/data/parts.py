@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
 
 from msun_fastai.data.catalog import Entry
 from msun_fastai.data.samples import Sample, Source, by_class, make_source, stratified_split
@@ -68,7 +68,7 @@ def some_of_each(samples: Sequence[Sample], n: int, seed: int) -> tuple[list[Sam
     return taken, rest
 
 
-def missing_images(entry: Entry, splits: Splits) -> tuple[str, ...]:
+def missing_images(entry: Entry, splits: Mapping[str, Sized]) -> tuple[str, ...]:
     """What the catalogue says of a split and what is there, where that is less."""
     less = [
         f"{len(splits[name]):,} of {count:,} images in {name}"

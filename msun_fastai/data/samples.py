@@ -71,7 +71,11 @@ class Source:
         What figures are reported on stays what it was.
         """
         train, valid = stratified_split(self.train, fraction, seed)
-        return replace(self, train=train, valid=valid, test=self.measured)
+        notes = self.notes
+        if self.test:
+            note = f"the {len(self.valid):,} images of its validation part are not used"
+            notes = (*notes, f"{self.name}: {note}")
+        return replace(self, train=train, valid=valid, test=self.measured, notes=notes)
 
 
 def make_source(

@@ -15,6 +15,7 @@ from msun_fastai.errors import ImageError, UserError
 from msun_fastai.scales import check_choice
 
 PARTS = ("train", "valid", "test")
+CHUNK = 1_000  # images that are handed to the threads at a time
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,20 @@ def scan(source: Source, on_bad_image: str = "skip", max_bad: float = MAX_BAD) -
             raise UserError(f"{source.name}: no image in {part} can be read; {reasons[0]}")
         if part == "train":
             refuse_too_many(reasons, len(reasons), len(source.train), max_bad)
+    _check_classes(source, found)
     return found
+
+
+def _check_classes(source: Source, found: Scan) -> None:
+    """Raise `UserError` where a class has lost all its training images."""
+    if not found.bad:
+        return
+    lost = {s.label for s in source.train} - {s.label for s in found.source.train}
+    if lost:
+        raise UserError(
+            f"{source.name}: no training image of class {min(lost)!r} can be read; "
+            f"{next(b.reason for b in found.bad if b.part == 'train')}"
+        )
 
 
 def _decoded(samples: Sequence[Sample], headers: Sequence[Header]) -> list[Header]:
@@ -75,5 +89,8 @@ def _decoded(samples: Sequence[Sample], headers: Sequence[Header]) -> list[Heade
             return str(error)
         return header
 
+    found: list[Header] = []
     with ThreadPoolExecutor() as pool:  # the decoders leave Python's lock
-        return list(pool.map(look, samples, headers))
+        for at in range(0, len(samples), CHUNK):  # what is submitted takes memory
+            found += pool.map(look, samples[at : at + CHUNK], headers[at : at + CHUNK])
+    return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from msun_fastai.data.catalog import CATALOG, EMBEDDED, known_datasets
 from msun_fastai.data.folders import source_from_csv, source_from_folder
@@ -16,7 +18,10 @@ ROOT_VARIABLE = "MSUN_DATA_ROOT"
 
 
 def source_from_path(
-    path: Path | str, valid_fraction: float = 0.2, seed: int = 42, **columns: str
+    path: Path | str,
+    valid_fraction: float = 0.2,
+    seed: int = 42,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> Source:
     """A folder of class folders, or a CSV file of paths and labels in its `columns`.
 

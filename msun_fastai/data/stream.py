@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from msun_fastai.data.catalog import CATALOG, Entry
-from msun_fastai.data.mirror import find_column, roles_of, split_files
-from msun_fastai.data.samples import Sample
+from msun_fastai.data.mirror import check_parquet, encoded, find_column, roles_of, split_files
+from msun_fastai.data.parts import missing_images
+from msun_fastai.data.samples import Sample, Source
 from msun_fastai.errors import UserError
 
-SHUFFLED = 2_000  # images in memory from which the next one is drawn, about 250 MB of ImageNet
+# images in memory from which the next one is drawn: about 250 MB of ImageNet in each worker
+SHUFFLED = 2_000
 
 
 @dataclass(frozen=True)
 class SampleStream:
     """The labelled images of one split, in the order of its shards.
 
-    table: a `datasets.IterableDataset` whose images are not decoded. n: how many there are. In a
-    loader's worker process it yields that worker's share.
+    table: a `datasets.IterableDataset` whose images are not decoded. n: how many there are. rows:
+    in each shard, where that is known. In a loader's worker process it yields that worker's share.
     """
 
     table: Any
@@ -31,6 +34,7 @@ class SampleStream:
     n: int
     where: str
     trim: int = 0
+    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.n
@@ -42,18 +46,26 @@ class SampleStream:
                 raise UserError(
                     f"{self.where}: label {code} is outside 0 to {len(self.classes) - 1}"
                 )
-            path = value.get("path") or "an image"
-            name = f"{self.where}, {path}"
-            yield Sample(StreamedImage(value["bytes"], name, self.trim), self.classes[code])
+            name = f"{self.where}, {(value or {}).get('path') or 'an image'}"
+            yield Sample(StreamedImage(value, name, self.trim), self.classes[code])
 
     def of_rank(self, rank: int, world: int) -> SampleStream:
-        """The share of process `rank` of `world`: whole shards where they come out even."""
+        """The share of process `rank` of `world`: whole shards where their number can be divided,
+        else every `world`-th image.
+
+        Its number of images is known where those of the shards are, and else about the same for
+        each process.
+        """
         from datasets.distributed import split_dataset_by_node
 
         if world == 1:
             return self
-        n = self.n // world + (rank < self.n % world)
-        return replace(self, table=split_dataset_by_node(self.table, rank, world), n=n)
+        if self.rows and len(self.rows) % world == 0:
+            rows = self.rows[rank::world]
+            n = sum(rows)
+        else:
+            rows, n = (), self.n // world + (rank < self.n % world)
+        return replace(self, table=split_dataset_by_node(self.table, rank, world), n=n, rows=rows)
 
     def shuffled(self, seed: int, epoch: int) -> SampleStream:
         """In another order each `epoch`: of shards, and of images that are near each other."""
@@ -61,25 +73,21 @@ class SampleStream:
         table.set_epoch(epoch)
         return replace(self, table=table)
 
-    def limited(self, n: int | None) -> SampleStream:
-        """The first `n` images."""
-        return self if n is None else replace(self, table=self.table.take(n), n=min(n, self.n))
-
 
 @dataclass(frozen=True, slots=True)
 class StreamedImage:
-    """The encoded bytes of one image, and where they come from."""
+    """One encoded image, and where it comes from."""
 
-    data: bytes
+    cell: Any  # of an image column that is not decoded
     name: str
     trim: int = 0
 
     def __str__(self) -> str:
         return self.name
 
-    def open_bytes(self) -> bytes:
-        """The encoded image."""
-        return self.data
+    def open_bytes(self) -> bytes | Path:
+        """The encoded image, or the path of the file that holds it."""
+        return encoded(self.cell, self.name)
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,10 @@ class StreamSource:
         """The part that figures are reported on."""
         return self.valid
 
-    def limited(self, n: int | None) -> StreamSource:
-        """The first `n` images of each part."""
-        return replace(self, train=self.train.limited(n), valid=self.valid.limited(n))
+    def first(self, n: int) -> Source:
+        """The first `n` images of each part, held in memory."""
+        train, valid = (list(islice(part, n)) for part in (self.train, self.valid))
+        return Source(self.name, train, valid, self.classes, notes=self.notes)
 
 
 def stream_source(
@@ -115,6 +124,11 @@ def stream_source(
     folder = Path(root) / name if root is not None else None
     local = folder is not None and any(folder.glob("*/*.parquet"))
     repository = hub_id or entry.hub_id
+    if not local and not entry.splits:
+        raise UserError(
+            f"dataset {name!r}: not in the catalogue, so that its splits are not known, and no "
+            f"Parquet files in {folder or 'a data root, of which there is none'}"
+        )
     if not local and not repository:
         raise UserError(f"dataset {name!r}: no Parquet files in {folder} and no repository known")
     where = str(folder) if local else f"{repository} at {revision or entry.revision}"
@@ -128,24 +142,30 @@ def stream_source(
     parts = {}
     for split in (train, held):
         if local:
-            table, n = _local(files[split])
+            table, rows = _local(files[split])
         else:
-            table, n = _remote(entry, split, repository, revision), entry.splits[split]
-        parts[split] = _stream(table, entry, n, f"{where} ({split})")
+            table, rows = _remote(entry, split, repository, revision), ()
+        n = sum(rows) if local else entry.splits[split]
+        parts[split] = replace(_stream(table, entry, n, f"{where} ({split})"), rows=rows)
     if parts[train].classes != parts[held].classes:
         raise UserError(f"{where}: {train} and {held} name different classes")
     classes = parts[train].classes
+    notes = missing_images(entry, parts)
     if entry.classes and len(classes) != entry.classes:
         raise UserError(f"{where}: {len(classes)} classes; {name} has {entry.classes}")
-    return StreamSource(name, parts[train], parts[held], classes)
+    return StreamSource(name, parts[train], parts[held], classes, notes=notes)
 
 
-def _local(files: list[str]) -> tuple[Any, int]:
+def _local(files: list[str]) -> tuple[Any, tuple[int, ...]]:
     from datasets import load_dataset
+    from datasets.utils.logging import set_verbosity_error
     from pyarrow.parquet import read_metadata
 
+    set_verbosity_error()  # of more workers than shards, which is none
+    for file in files:
+        check_parquet(file)
     table = load_dataset("parquet", data_files={"all": files}, split="all", streaming=True)
-    return table, sum(read_metadata(file).num_rows for file in files)
+    return table, tuple(read_metadata(file).num_rows for file in files)
 
 
 def _remote(entry: Entry, split: str, repository: str, revision: str) -> Any:
@@ -154,7 +174,7 @@ def _remote(entry: Entry, split: str, repository: str, revision: str) -> Any:
     state = revision or entry.revision
     try:
         # only this split's files: `split` alone would look at all of them
-        files = {split: [f"**/{split}-*.parquet"]}
+        files = {split: [f"**/{split}-*.parquet", f"**/{split}.parquet"]}
         return load_dataset(
             repository, revision=state, data_files=files, split=split, streaming=True
         )
@@ -162,7 +182,8 @@ def _remote(entry: Entry, split: str, repository: str, revision: str) -> Any:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"dataset {entry.name!r}: {repository} at {state} cannot be streamed ({first}); "
-            f"{entry.access or 'name another with --set data.hub_id=...'}"
+            f"{entry.access or 'name another with --set data.hub_id=...'}, or a --data-root with "
+            "a copy of it"
         ) from error
 
 

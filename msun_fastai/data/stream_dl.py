@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from msun_fastai.data.bad import StreamedBad
+from msun_fastai.data.bad import BadImages
 from msun_fastai.data.images import open_image
 from msun_fastai.data.native_dl import NativeDL
 from msun_fastai.data.samples import Sample
@@ -20,7 +20,10 @@ class StreamDL(NativeDL):
 
     Shards are shared out over ranks, and over the workers of each. A worker puts together batches
     of one scale as the images come, so their order depends on the number of workers, and what is
-    left in the end makes short batches (none with `drop_last`).
+    left in the end makes batches of another length (none with `drop_last`). Ranks need not have
+    equally many, as synchronised training would ask for. In training a single image that is left
+    at a scale is left out, for batch norm has no statistics of it. Bad images are those of the last
+    pass.
 
     dataset: a few of the stream's items, for what fastai asks of a dataset (classes, decoding,
     `test_dl`). rank, world: this process's number and how many there are. seed: of the order.
@@ -46,7 +49,7 @@ class StreamDL(NativeDL):
         # a row for each worker: two that count in one would lose some
         shape = (max(1, workers), len(self.scales))
         self._counted = torch.zeros(shape, dtype=torch.int64).share_memory_()
-        self._streamed_bad = StreamedBad(workers)
+        self._bad = BadImages()
 
     def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> NativeDL:
         if dataset is not None and dataset is not self.dataset:
@@ -57,14 +60,6 @@ class StreamDL(NativeDL):
                 "or with reorder=False"
             )
         return super().new(dataset, cls, **kwargs)
-
-    @property
-    def bad(self) -> Any:
-        """How many images could not be decoded so far."""
-        return self._streamed_bad
-
-    def bad_reasons(self, first: int = 0) -> list[str]:
-        return self.bad.reasons()[first:]
 
     @property
     def _n_images(self) -> int:
@@ -78,13 +73,18 @@ class StreamDL(NativeDL):
         return []
 
     def __len__(self) -> int:
-        """About as many batches as there will be: how many are cut short is not known before."""
-        return max(1, -(-len(self.share) // (self.bs or 1)))
+        """The most batches that there can be: how many are cut short is not known before."""
+        full = len(self.share) // self.bs
+        if self.drop_last:
+            return full
+        scales = 1 if self.single_side else len(self.scales)
+        return full + min(len(self.share), len(self._counted) * scales)
 
     def before_iter(self) -> None:
         super().before_iter()
         self.epoch += 1
         self._counted.zero_()
+        self.bad.clear()
 
     def sample(self) -> Iterator[list[int]]:
         return iter(())
@@ -96,12 +96,19 @@ class StreamDL(NativeDL):
             item = self._item(sample, (k * self.num_workers + self.offs) * self.world + self.rank)
             if item is None:
                 continue
-            side = item[0].shape[-1]
-            waiting.setdefault(side, []).append(item)
-            if len(waiting[side]) == self.bs:
-                yield self.do_batch(waiting.pop(side))
-        if not self.drop_last:
-            yield from (self.do_batch(waiting[side]) for side in sorted(waiting))
+            group = waiting.setdefault(item[0].shape[-1], [])
+            group.append(item)
+            if len(group) == self.bs + 2:  # two stay, so that no single one is left in the end
+                yield self.do_batch(group[: self.bs])
+                del group[: self.bs]
+        for _, group in sorted(waiting.items()):
+            yield from map(self.do_batch, self._last(group))
+
+    def _last(self, group: list[Any]) -> list[list[Any]]:
+        """The batches of what is left at a scale, at most one image more than a batch."""
+        if self.drop_last:
+            return [group[: self.bs]] if len(group) >= self.bs else []
+        return [] if self._part == "training" and len(group) == 1 else [group]
 
     def _item(self, sample: Sample, number: int) -> Any:
         """The item of a sample, or None where its image cannot be decoded and is skipped."""
@@ -112,7 +119,7 @@ class StreamDL(NativeDL):
         except ImageError as error:
             if self.on_bad_image == "stop":
                 raise
-            self.bad.mark(self.offs, str(error))
+            self.bad.mark(str(error))
             return None
         self._counted[self.offs, self.scales.index(side)] += 1
         labels = (tl.tfms(sample) for tl in self.dataset.tls[1:])
