@@ -2,6 +2,7 @@
 never another image's pixels in their place."""
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -13,12 +14,16 @@ import warnings
 import hostile
 import numpy as np
 import pytest
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import IndexSplitter
 from PIL import Image
 
+from msun_fastai.data import native_dl
 from msun_fastai.data.bad import BadImages, refuse_too_many, too_many
 from msun_fastai.data.folders import image_files, source_from_folder
 from msun_fastai.data.images import load_pixels, read_header
 from msun_fastai.data.loaders import NativeImageDataLoaders
+from msun_fastai.data.native import NativeImage
 from msun_fastai.data.samples import Sample, make_source
 from msun_fastai.data.scan import find_bad, scan
 from msun_fastai.errors import BadImageWarning, ImageError, UserError
@@ -342,3 +347,89 @@ def mark_some(bad, k):
     for i in range(k, 400, 4):
         bad.mark(f"image {i}", i)
         bad.mark("the same", i)
+
+
+def test_known_bad_images_are_not_opened_again(tmp_path, monkeypatch):
+    source = with_bad(tmp_path, "text", "PNG of noise", "empty")
+    dls = loaders(source, max_bad=0.1, views="all")
+    with pytest.warns(BadImageWarning):
+        list(dls.train)
+    opened = []
+    real = native_dl.open_image
+    monkeypatch.setattr(native_dl, "open_image", lambda s: opened.append(s) or real(s))
+    assert sum(len(x) for x, _ in dls.train) == 60
+    assert opened == []  # the good ones are kept in memory
+    assert len(dls.train.bad.reasons()) == 3
+
+
+def test_the_share_is_of_what_the_scan_left_out_too(run, tmp_path):
+    """2 of 200 are one per cent; the two that the scan finds and one more are above it."""
+    photos(tmp_path / "train", 100)
+    photos(tmp_path / "valid")
+    hostile.write(tmp_path / "train" / "dark", dict.fromkeys(("one", "two"), b"text"))
+    words = ("finetune", "--data", tmp_path, "--arch", "thin_resnet10", "--no-pretrained")
+    words += ("--scales", "16", "--epochs", "1", "--set", "data.workers=0")
+    code, out, err = run(*words, "--run-dir", tmp_path / "a")
+    assert code == 0, err
+    assert "train: 2 classes" not in out
+    assert "2 classes; 202 to train on, 24 to watch" in out
+    noise = hostile.BAD["PNG of noise"]
+    (tmp_path / "train" / "dark" / "worse.png").write_bytes(noise)
+    code, _, err = run(*words, "--run-dir", tmp_path / "b")
+    assert (code, "3 of 203 training images cannot be read" in err) == (2, True)
+
+
+def test_a_batch_of_one_is_not_trained_on(tmp_path):
+    source = with_bad(tmp_path, "PNG of noise", n=60)
+    some = [source.train[0], *source.train[1::5]]
+    small = make_source("x", some, source.valid, source.classes)
+    dls = loaders(small, views="native", bs=2, max_bad=0.5, augment="none", drop_last=True)
+    with pytest.warns(BadImageWarning):
+        sizes = [len(x) for _ in range(3) for x, _ in dls.train]
+    assert set(sizes) == {2}
+
+
+def test_every_image_of_a_class_is_bad(tmp_path):
+    source = samples(tmp_path / "data")
+    (bad,) = hostile.write(tmp_path / "bad", {"": b"text"})
+    train = [*source.train, Sample(bad, "rare")]
+    lost = make_source("photos", train, source.valid, [*source.classes, "rare"])
+    with pytest.raises(UserError, match=r"no training image of class 'rare' can be read; .*bad00"):
+        scan(lost, max_bad=0.5)
+
+
+def test_predictions_without_reordering_are_as_many(tmp_path, make_learner):
+    source = samples(tmp_path / "data")
+    (bad,) = hostile.write(tmp_path / "bad", {"": hostile.BAD["PNG of noise"]})
+    held = make_source("x", source.train, [*source.valid, Sample(bad, "dark")], source.classes)
+    learn = make_learner(dls=loaders(held))
+    with pytest.raises(ImageError, match=r"bad00.jpg: cannot be decoded"):
+        learn.get_preds(reorder=False)
+
+
+def test_too_many_open_files_say_nothing_of_the_image(tmp_path, monkeypatch):
+    file = next((photos(tmp_path) / "dark").iterdir())
+
+    def full(*args, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        read_header(file)
+
+
+def test_images_that_something_else_opens(tmp_path):
+    """Without our own transform in front, each is opened by whatever does it."""
+    source = with_bad(tmp_path, "text")
+    block = DataBlock(
+        blocks=(native_dl.NativeImageBlock(SCALES, max_bad=0.1), CategoryBlock),
+        get_x=lambda s: NativeImage.create(s.image),
+        get_y=lambda s: s.label,
+        splitter=IndexSplitter([1, 2]),
+    )
+    block.type_tfms[0] = block.type_tfms[0][1:]
+    good_first = [*source.train[1:], source.train[0]]
+    dls = block.dataloaders(good_first, bs=8, num_workers=0)
+    with pytest.warns(BadImageWarning, match="1 of 59"):
+        assert sum(len(x) for x, _ in dls.train.new(drop_last=False, shuffle=True)) == 58
+    assert dls.valid.native_sizes == [read_header(s.image)[1] for s in good_first[1:3]]

@@ -70,6 +70,18 @@ def test_a_damaged_or_unwritable_index_is_no_obstacle(files, monkeypatch, tmp_pa
     assert read_headers(files) == SIZES
 
 
+def test_a_user_without_a_home(files, monkeypatch):
+    monkeypatch.setattr(headers, "INDEXED", 30)
+    for variable in ("MSUN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(headers.Path, "home", nowhere)
+    assert read_headers(files) == SIZES
+
+
 def test_what_is_no_plain_file_is_read_without_an_index(files, monkeypatch):
     monkeypatch.setattr(headers, "INDEXED", 30)
     monkeypatch.setattr(headers, "_store", lambda *a: pytest.fail("indexed"))

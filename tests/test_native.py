@@ -150,3 +150,41 @@ def test_order_on_the_real_photographs(real_data, make_learner):
     preds, targets = learn.get_preds()
     assert (preds - one_by_one).abs().max() < 1e-4
     assert targets.tolist() == [source.classes.index(s.label) for s in source.valid]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"scale": (16, 32)}, "unknown option 'scale'; did you mean scales"),
+        ({"data_root": "."}, "unknown option 'data_root'"),
+        ({"augment": "rcc"}, "did you mean rrc"),
+        ({"bs": None}, "a batch needs a number"),
+        ({"scales": "32,16"}, "not ascending"),
+    ],
+)
+def test_mistyped_options_of_the_loaders(shapes, options, says):
+    with pytest.raises(UserError, match=says):
+        NativeImageDataLoaders.from_source(shapes, num_workers=0, **options)
+
+
+def test_options_of_fastais_loaders(shapes):
+    dls = NativeImageDataLoaders.from_source(
+        shapes,
+        scales="16,32",
+        bs=8,
+        val_bs=5,
+        num_workers=0,
+        shuffle=False,
+        timeout=0,
+        verbose=False,
+    )
+    assert (dls.train.scales, dls.valid.bs) == ((16, 32), 5)
+
+
+def test_predictions_on_the_training_part_keep_no_pixels(dls, make_learner):
+    learn = make_learner()
+    for _ in range(2):
+        dl = learn.dls.train.new(shuffle=False, drop_last=False)
+        assert (dl.cache, dl.on_bad_image, dl.views) == (0, "stop", "native")
+    dl = learn.dls.valid.new(shuffle=False)
+    assert (dl.cache, dl._kept) == (learn.dls.valid.cache, learn.dls.valid._kept)

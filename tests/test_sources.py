@@ -1,5 +1,7 @@
 """Folders, tables, mirrors and names: what is found, and what is said when it is not."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -273,3 +275,40 @@ def test_inputs_of_the_command_line(tmp_path, monkeypatch):
     for word, says in (("none", "no image files"), ("*.bmp", "matches no image file")):
         with pytest.raises(UserError, match=says):
             expand_paths([word])
+
+
+def test_folders_that_are_no_part_are_named(tmp_path):
+    put(tmp_path, *(f"{part}/{c}/1.jpg" for part in ("Train", "dev", "VAL") for c in "ab"))
+    put(tmp_path, "__MACOSX/a/1.jpg")
+    source = source_from_folder(tmp_path)
+    assert (len(source.train), len(source.valid)) == (2, 2)
+    assert source.notes == (f"{tmp_path}: not used: dev; parts are called train, valid and test",)
+    shutil.rmtree(tmp_path / "Train")
+    with pytest.raises(UserError, match="VAL, but no folder train beside it"):
+        source_from_folder(tmp_path)
+
+
+def test_what_is_in_a_class_without_images_is_said(tmp_path):
+    put(tmp_path, "cat/1.jpg")
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "1.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"'dog' has no images \(but files of .heic\)"):
+        source_from_folder(tmp_path)
+
+
+def test_a_file_that_is_missing_is_a_bad_image(tmp_path, run):
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "x.csv").write_text("Foto,Art\na.png,1\nb.png,2\nc.png,1\na.png,2\n")
+    words = ("datasets", "scan", "--data", tmp_path / "x.csv")
+    code, _, err = run(*words)
+    assert (code, "'Foto', 'Art'" in err, "path_column" in err) == (2, True, True)
+    code, out, _ = run(*words, "--path-column", "Foto", "--label-column", "Art")
+    assert (code, f"{tmp_path / 'c.png'}: no such file" in out) == (1, True)
+
+
+def test_a_carved_part_tells_what_is_not_used():
+    samples = [Sample(i, label) for i, label in enumerate("abababab")]
+    source = make_source("x", samples, samples[:2], test=samples[:2])
+    assert source.carved(0.5).notes == ("x: the 2 images of its validation part are not used",)
+    assert source.carved(0.5).test == source.test
+    assert make_source("x", samples, samples[:2]).carved(0.5).notes == ()
