@@ -5,9 +5,16 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from msun_fastai.data.images import MAX_PIXELS, load_image, native_size, read_header
+from msun_fastai.data.images import (
+    MAX_PIXELS,
+    load_image,
+    load_pixels,
+    native_size,
+    open_image,
+    read_header,
+)
 from msun_fastai.errors import ImageError
 
 
@@ -38,6 +45,7 @@ KNOWN = {
     "I;16 middle": (sixteen_bit(128 * 257), "PNG", (128, 128, 128)),
     "I;16 white": (sixteen_bit(65535), "PNG", (255, 255, 255)),
     "F unit": (Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF", (128, 128, 128)),
+    "F of 16 bits": (Image.fromarray(np.full((4, 4), 32896, np.float32)), "TIFF", (128, 128, 128)),
     "GIF": (Image.new("P", (4, 4), 0), "GIF", (0, 0, 0)),
 }
 
@@ -69,6 +77,45 @@ def test_exif_rotation_is_applied_and_keeps_the_native_size(tmp_path):
     assert out.size == (10, 30)
     assert max(out.getpixel((5, 1))) < 30 < 200 < min(out.getpixel((5, 28)))
     assert native_size(file) == min(out.size) == 10
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_every_orientation_is_pillows(turn, kind):
+    a = np.zeros((24, 32, 3), np.uint8)
+    a[:8, :8], a[16:, 16:] = 255, (200, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(Image.fromarray(a), kind, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(load_pixels(data), upright)
+    assert read_header(data) == upright.shape[1::-1]
+
+
+def test_a_jpeg_is_reduced_as_much_as_is_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((160, 120))
+    for kind, sides in (("JPEG", (160, 80, 40, 20)), ("PNG", (160,) * 4)):
+        smooth.save(tmp_path / kind, kind, quality=95)
+        for reduction, side in zip((1, 2, 4, 8), sides):
+            with open_image(tmp_path / kind) as image:
+                a = image.pixels(reduction)
+            assert (image.size, a.shape[1]) == ((160, 120), side)
+            small = Image.fromarray(a).resize((20, 15), Image.Resampling.BOX)
+            whole = smooth.resize((20, 15), Image.Resampling.BOX)
+            assert np.abs(np.subtract(small, whole, dtype=int)).mean() < 6
+
+
+def test_what_holds_an_image_may_fail():
+    class Lost:
+        def open_bytes(self):
+            raise KeyError("gone")
+
+        def __str__(self):
+            return "row 7"
+
+    with pytest.raises(ImageError, match="row 7: cannot be opened"):
+        read_header(Lost())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (8000, 10)])

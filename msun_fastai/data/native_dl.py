@@ -321,7 +321,11 @@ class NativeDL(TfmdDL):
 
     def create_item(self, s: int | None) -> Any:
         if s is None:  # any item will do, to learn what items are like
-            return next(item for i in range(len(self.dataset)) if (item := self._tried(i)))
+            items = (self._tried(i) for i in range(len(self.dataset)))
+            first = next((item for item in items if item is not None), None)
+            if first is None:
+                raise UserError(f"none of {len(self.dataset)} images can be read")
+            return first
         item = self._tried(s)
         if item is None:
             raise SkipItemException
