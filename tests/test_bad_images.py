@@ -343,6 +343,22 @@ def test_processes_lose_no_count():
     for job in jobs:
         job.join()
     assert len(bad) == len(set(bad.reasons())) == len(bad.indices()) == 400
+    stream = BadImages()
+    stream.share()
+    jobs = [fork.Process(target=mark_many, args=(stream, MANY)) for _ in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert len(stream) == 4 * MANY
+
+
+MANY = 20_000
+
+
+def mark_many(bad, n):
+    for _ in range(n):
+        bad.mark("bad")
 
 
 def mark_some(bad, k):
