@@ -1,9 +1,11 @@
 """The resize rules and augmentations on images whose pixels are known."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from msun_fastai.data.images import REDUCTIONS
@@ -98,6 +100,16 @@ def test_augmentations_by_rule(rule):
                 assert not (pixels(out) == GREY).all(-1).any()
                 sizes.add(out.tobytes())
     assert len(sizes) == 20
+
+
+def test_half_of_the_images_are_mirrored():
+    image, rng = np.array(ramp(60, 40)), random.Random(0)
+    fits = [fit_random((60, 40), 16, "light", rng) for _ in range(200)]
+    assert 80 < sum(fit.flip for fit in fits) < 120
+    for fit in fits[:10]:
+        plain = fit_pixels(image, replace(fit, flip=False))
+        assert torch.equal(fit_pixels(image, fit), plain.flip(-1) if fit.flip else plain)
+        assert plain[0, 8, 0] < plain[0, 8, -1]
 
 
 def test_boxes_keep_their_share_and_proportions():
