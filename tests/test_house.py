@@ -107,6 +107,10 @@ def test_the_command_line_loads_no_torch():
     assert not loads("import msun_fastai.cli.app") & heavy
 
 
+def test_describing_data_loads_no_torch():
+    assert not loads("import msun_fastai.data.describe") & {"torch", "fastai"}
+
+
 def test_everything_public_says_what_it_is():
     for file, _ in modules():
         tree = ast.parse(file.read_text())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from msun_fastai.errors import UserError
 
@@ -34,9 +35,9 @@ class BadImages:
 
     def __init__(self, n: int = 0):
         self.n = n
-        self._flags = torch.zeros(n, dtype=torch.uint8).share_memory_()
+        self._flags = shared_bytes(n)
         self._count = multiprocessing.Value("q", 0)
-        self._texts: torch.Tensor | None = None
+        self._texts: np.ndarray | None = None
         self.told = 0  # how many of them were reported
 
     def __getstate__(self) -> dict[str, int]:
@@ -48,7 +49,7 @@ class BadImages:
     def share(self) -> None:
         """Make room for what the workers will have to say, before they start."""
         if self._texts is None:
-            self._texts = torch.zeros(KEPT, SHORT, dtype=torch.uint8).share_memory_()
+            self._texts = shared_bytes(KEPT * SHORT).reshape(KEPT, SHORT)
 
     def mark(self, reason: str, i: int | None = None) -> None:
         """An image, the `i`-th, could not be decoded for `reason`."""
@@ -62,14 +63,14 @@ class BadImages:
                 self._flags[i] = 1
         if row < KEPT and self._texts is not None:
             text = reason.encode("utf-8", "backslashreplace")[:SHORT]
-            self._texts[row, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+            self._texts[row, : len(text)] = np.frombuffer(text, np.uint8)
 
     def clear(self) -> None:
         """Forget them, before a stream comes again."""
         self._count.value, self.told = 0, 0
-        self._flags.zero_()
+        self._flags[:] = 0
         if self._texts is not None:
-            self._texts.zero_()
+            self._texts[:] = 0
 
     def __contains__(self, i: int) -> bool:
         return bool(self.n and self._flags[i])
@@ -79,14 +80,19 @@ class BadImages:
 
     def indices(self) -> list[int]:
         """The indices of the images that could not be decoded, ascending."""
-        return self._flags.nonzero().flatten().tolist()
+        return self._flags.nonzero()[0].tolist()
 
     def reasons(self, n: int = KEPT) -> list[str]:
         """Why the first `n` of them could not be, a line each that names the image."""
         if self._texts is None:
             return []
         rows = self._texts[: min(n, len(self))]
-        return [bytes(row.tolist()).rstrip(b"\0").decode("utf-8", "replace") for row in rows]
+        return [row.tobytes().rstrip(b"\0").decode("utf-8", "replace") for row in rows]
+
+
+def shared_bytes(n: int) -> np.ndarray:
+    """`n` zeros (uint8) in memory that forked processes share."""
+    return np.frombuffer(mmap.mmap(-1, max(n, 1)), np.uint8)[:n]
 
 
 def too_many(bad: int, n: int, share: float = MAX_BAD) -> bool:
