@@ -81,14 +81,19 @@ class ConsistencySection(Section):
 class TrainSection(Section):
     """How the network is trained.
 
-    From pretrained weights fastai's `fine_tune`: one epoch on the head alone, then `epochs` on
-    everything; from random weights one cycle of `epochs`. lr is the highest learning rate.
+    schedule: `one_cycle`, fastai's (from pretrained weights its `fine_tune`: one epoch on the head
+    alone, then `epochs` on everything), or `cosine`, the paper's: everything for `epochs`, of which
+    `warmup` rise to the highest rate `lr`. optimizer: `adam`, or `sgd` with `momentum`.
     """
 
     epochs: int = Field(5, ge=1)
     bs: int = Field(64, ge=1)
     lr: float = Field(2e-3, gt=0)
     wd: float | None = Field(None, ge=0)
+    optimizer: str = "adam"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    schedule: str = "one_cycle"
+    warmup: float = Field(5.0, ge=0)
     views: str = "all"
     seed: int = Field(42, ge=0)
     device: str | None = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
@@ -33,6 +35,7 @@ from msun_fastai.models.net import NetConfig
 from msun_fastai.recipe import DataSection, Recipe
 from msun_fastai.runfolder import check_empty, environment, new_run_folder
 from msun_fastai.scales import VIEWS, check_choice, check_scales
+from msun_fastai.schedules import OPTIMIZERS, SCHEDULES, make_optimizer, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,13 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     check_choice("augment", recipe.data.augment, AUGMENTATIONS)
     check_choice("resize", recipe.data.resize, RESIZE_RULES)
     check_choice("on_bad_image", recipe.data.on_bad_image, ON_BAD_IMAGE)
+    check_choice("optimizer", recipe.train.optimizer, OPTIMIZERS)
+    check_choice("schedule", recipe.train.schedule, SCHEDULES)
+    if recipe.train.schedule == "cosine" and recipe.train.warmup >= recipe.train.epochs:
+        raise UserError(
+            f"train.warmup: {recipe.train.warmup:g} epochs of warm-up in a training of "
+            f"{recipe.train.epochs}; give fewer"
+        )
     pick_device(recipe.train.device)
     if model.weights is not None and not Path(model.weights).is_file():
         raise UserError(f"weights {model.weights}: no such file")
@@ -199,6 +209,7 @@ def make_learner(recipe: Recipe, source: Source | StreamSource, left_out: int = 
         weights=model.weights,
         metrics=accuracy,
         wd=train.wd,
+        opt_func=make_optimizer(train.optimizer, train.momentum),
     )
     if len(dls.train) == 0:
         raise UserError(
@@ -225,7 +236,12 @@ def train_one(
     started = time.perf_counter()
     with warnings_told(console), ConsoleProgress(console, method) as progress:
         cbs = [progress, History(folder / "history.csv")]
-        if recipe.model.pretrained or recipe.model.weights is not None:
+        if train.schedule == "cosine":
+            learn.unfreeze()
+            rate = partial(warmup_cosine, warmup=train.warmup / train.epochs)
+            cbs.append(ParamScheduler({"lr": lambda position: train.lr * rate(position)}))
+            learn.fit(train.epochs, train.lr, cbs=cbs)
+        elif recipe.model.pretrained or recipe.model.weights is not None:
             learn.fine_tune(train.epochs, base_lr=train.lr, cbs=cbs)
         else:
             learn.fit_one_cycle(train.epochs, train.lr, cbs=cbs)

@@ -12,7 +12,7 @@ PACKAGE = Path(msun_fastai.__file__).parent
 FLOORS = [
     ("errors", "__init__"),
     ("scales", "files", "memory"),
-    ("views", "losses", "recipe", "devices"),
+    ("views", "losses", "recipe", "devices", "schedules"),
     ("data",),
     ("models",),
     ("callbacks",),
