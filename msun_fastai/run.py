@@ -165,6 +165,8 @@ def _load_stream(data: DataSection) -> Source | StreamSource:
         raise UserError("data.stream: streams a dataset by name; name it with --dataset")
     if data.carve is not None:
         raise UserError("data.carve: nothing can be carved out of a stream; choose one of them")
+    if data.cache and data.limit is None:
+        raise UserError("data.cache: a stream keeps nothing in memory; choose one of them")
     source = stream_source(data.dataset, data_root(data.root), data.hub_id, data.revision)
     return source if data.limit is None else source.first(data.limit)
 

@@ -105,6 +105,11 @@ def test_a_batch_has_one_side_and_its_labels(root):
     assert len(dls.train) == 11 + 2 * 2
 
 
+def test_a_stream_is_limited_before_it_is_loaded(root):
+    with pytest.raises(UserError, match=r"source.first\(n\)"):
+        loaders(root, limit=5)
+
+
 def test_short_batches_can_be_left_out(root):
     sizes = [len(x) for x, _ in loaders(root, views="native", drop_last=True).train]
     assert set(sizes) == {8}
@@ -153,7 +158,7 @@ def test_finetune_on_a_stream(run, root, tmp_path):
     assert rights == pytest.approx([round(r) for r in rights], abs=1e-3)
     code, out, _ = run(*words, "--limit", "20", "--run-dir", tmp_path / "s", "--json", "-")
     assert json.loads(out)["train_images"] == 20
-    for more in (("--set", "data.carve=0.1"), ("--data", "x", "--dataset", "y")):
+    for more in (("--set", "data.carve=0.1"), ("--set", "data.cache=1"), ("--data", "x")):
         assert run(*words, *more)[0] == 2
     code, _, err = run("finetune", "--dataset", "digits", "--set", "data.hub_id=a/b")
     assert (code, "for data.stream" in err) == (2, True)

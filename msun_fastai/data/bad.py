@@ -61,9 +61,10 @@ class BadImages:
             self._count.value += 1
             if i is not None:
                 self._flags[i] = 1
-        if row < KEPT and self._texts is not None:
-            text = reason.encode("utf-8", "backslashreplace")[:SHORT]
-            self._texts[row, : len(text)] = np.frombuffer(text, np.uint8)
+            # with the lock held: whoever sees the count finds the reason
+            if row < KEPT and self._texts is not None:
+                text = reason.encode("utf-8", "backslashreplace")[:SHORT]
+                self._texts[row, : len(text)] = np.frombuffer(text, np.uint8)
 
     def clear(self) -> None:
         """Forget them, before a stream comes again."""
@@ -86,7 +87,8 @@ class BadImages:
         """Why the first `n` of them could not be, a line each that names the image."""
         if self._texts is None:
             return []
-        rows = self._texts[: min(n, len(self))]
+        with self._count.get_lock():
+            rows = self._texts[: min(n, self._count.value)].copy()
         return [row.tobytes().rstrip(b"\0").decode("utf-8", "replace") for row in rows]
 
 

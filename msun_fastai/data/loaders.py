@@ -138,6 +138,8 @@ class NativeImageDataLoaders(DataLoaders):
         seed: of the order. drop_last: leave out the training part's last, short batches. `options`
         are those of `from_source`, without a cache and a limit.
         """
+        if "limit" in options:
+            raise UserError("from_stream: limit: the first images of a stream are source.first(n)")
         where = process_rank()
         rank, world = where[0] if rank is None else rank, where[1] if world is None else world
         first = readable_first(list(islice(source.train, PEEKED)))[:1]

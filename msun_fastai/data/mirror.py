@@ -87,7 +87,7 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
 
     disable_progress_bar()
     for file in files:
-        check_parquet(file)
+        parquet_rows(file)  # names a file that is none
     # the reader copies Parquet into a cache on disk; a small dataset needs none
     small = sum(Path(file).stat().st_size for file in files) < IN_MEMORY
     table = Dataset.from_parquet(files, keep_in_memory=small)
@@ -104,13 +104,13 @@ def _read(files: list[str], entry: Entry, where: str) -> tuple[list[Sample], lis
     return samples, classes
 
 
-def check_parquet(file: str) -> None:
-    """Raise `UserError` where `file` is no Parquet file that can be read."""
+def parquet_rows(file: str) -> int:
+    """The number of rows of a Parquet file. Raises `UserError` where it is none."""
     from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
     try:
-        read_metadata(file)
+        return read_metadata(file).num_rows
     except (ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{file}: not a Parquet file that can be read ({first})") from error

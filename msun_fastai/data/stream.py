@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from msun_fastai.data.catalog import CATALOG, Entry
-from msun_fastai.data.mirror import check_parquet, encoded, find_column, roles_of, split_files
+from msun_fastai.data.mirror import encoded, find_column, parquet_rows, roles_of, split_files
 from msun_fastai.data.parts import missing_images
 from msun_fastai.data.samples import Sample, Source
 from msun_fastai.errors import UserError
@@ -100,7 +100,7 @@ class StreamSource:
     valid: SampleStream
     classes: list[str]
     test: tuple[()] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def measured(self) -> SampleStream:
@@ -159,13 +159,11 @@ def stream_source(
 def _local(files: list[str]) -> tuple[Any, tuple[int, ...]]:
     from datasets import load_dataset
     from datasets.utils.logging import set_verbosity_error
-    from pyarrow.parquet import read_metadata
 
     set_verbosity_error()  # of more workers than shards, which is none
-    for file in files:
-        check_parquet(file)
+    rows = tuple(parquet_rows(file) for file in files)
     table = load_dataset("parquet", data_files={"all": files}, split="all", streaming=True)
-    return table, tuple(read_metadata(file).num_rows for file in files)
+    return table, rows
 
 
 def _remote(entry: Entry, split: str, repository: str, revision: str) -> Any:
