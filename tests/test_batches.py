@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from msun_fastai.data.batches import batch_count, cut_batches, same_scale_order
+from msun_fastai.data.batches import batch_count, cut_batches, rank_share, same_scale_order
 
 
 def plan(n, bs, seed, shuffle, drop_last=False, scales=(16, 32, 64)):
@@ -56,3 +56,19 @@ def test_cutting_is_lazy():
     endless = iter(lambda: 0, 1)
     batches = cut_batches(endless, lambda i: 16, 4)
     assert next(batches) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("bs", [1, 2, 3, 16])
+def test_shares_of_a_batch(bs, world):
+    for n in range(1, world * bs + 1):
+        batch = list(range(100, 100 + n))
+        shares = [rank_share(batch, rank, world, bs) for rank in range(world)]
+        taken = [i for share, factor in shares if factor for i in share]
+        assert sorted(taken) == batch
+        assert all(share and set(share) <= set(batch) for share, _ in shares)
+        assert all(min(n, bs, 2) <= len(share) <= max(bs, 3) for share, _ in shares)
+        loss = sum(factor * sum(share) / len(share) for share, factor in shares) / world
+        assert loss == pytest.approx(sum(batch) / n)
+        if n == world * bs:
+            assert {(len(share), factor) for share, factor in shares} == {(bs, 1.0)}

@@ -188,3 +188,80 @@ def test_predictions_on_the_training_part_keep_no_pixels(dls, make_learner):
         assert (dl.cache, dl.on_bad_image, dl.views) == (0, "stop", "native")
     dl = learn.dls.valid.new(shuffle=False)
     assert (dl.cache, dl._kept) == (learn.dls.valid.cache, learn.dls.valid._kept)
+
+
+def of_ranks(source, world, part="train", **options):
+    """The loaders of all processes, as each makes its own."""
+    given = {"scales": SCALES, "bs": 4, "views": "native", "num_workers": 0, "device": "cpu"}
+    given |= {"augment": "none", **options}
+    for rank in range(world):
+        set_seed(5)
+        dls = NativeImageDataLoaders.from_source(source, rank=rank, world=world, **given)
+        yield getattr(dls, part)
+
+
+def plans(dl):
+    """The indices of a pass's batches, and their factors."""
+    list(dl)
+    return list(dl.sample()), [dl.share_of(i) for i in range(len(dl))]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("bs", [1, 2, 4, 16])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_train_in_step_on_every_image_once(shapes, world, bs, drop_last):
+    loaders = list(of_ranks(shapes, world, bs=bs, drop_last=drop_last))
+    for _ in range(2):
+        batches, factors = zip(*map(plans, loaders))
+        count = len(loaders[0])
+        assert {len(b) for b in batches} == {len(f) for f in factors} == {count}
+        for at_once, weights in zip(zip(*batches), zip(*factors)):
+            assert len({loaders[0].target_of(i) for batch in at_once for i in batch}) == 1
+            assert sum(weights) == pytest.approx(world)
+        pairs = [p for r in range(world) for p in zip(batches[r], factors[r])]
+        counted = [i for batch, weight in pairs if weight for i in batch]
+        assert len(set(counted)) == len(counted)
+        if not drop_last:
+            assert len(counted) == len(shapes.train)
+    assert batches != plans(loaders[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_batches_of_a_process_are_its_shares(shapes, workers):
+    whole, *parts = (
+        next(of_ranks(shapes, 1, bs=8, num_workers=workers)),
+        *of_ranks(shapes, 2, num_workers=workers),
+    )
+    state = parts[0].pass_state()
+    for all_of_them, a, b in zip(whole, *parts, strict=True):
+        sizes, weights = [len(a[1]), len(b[1])], [dl.weight for dl in parts]
+        assert sorted([*a[1], *b[1]]) == sorted(all_of_them[1]) or 0 in weights
+        assert len(all_of_them[1]) == sum(s for s, w in zip(sizes, weights) if w)
+    for dl in parts:
+        dl.resume_pass(state, 2)
+        assert len(list(dl)) == len(whole) - 2
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_validate_every_image_once(shapes, world):
+    loaders = list(of_ranks(shapes, world, "valid"))
+    seen = [i for dl in loaders for batch in plans(dl)[0] for i in batch]
+    assert sorted(seen) == list(range(len(shapes.valid)))
+    assert all(len(list(dl)) == len(dl) for dl in loaders)
+    for dl in loaders:
+        assert (dl.new(bs=3).world, dl.new(shuffle=False).world) == (world, 1)
+        assert len(dl.new(shuffle=False)) == sum(map(len, loaders))
+
+
+def test_ranks_are_counted_from_0(shapes):
+    for rank, world in ((1, 1), (-1, 2), (0, 0)):
+        with pytest.raises(UserError, match="counted from 0"):
+            NativeImageDataLoaders.from_source(shapes, rank=rank, world=world)
+
+
+def test_predictions_are_each_processs_own(make_learner, shapes):
+    dl = next(of_ranks(shapes, 2, "valid"))
+    learn = make_learner()
+    learn.dls.loaders[1] = dl
+    assert len(learn.get_preds()[0]) == len(shapes.valid)
+    assert learn.dls.test_dl([s.image for s in shapes.valid]).world == 1

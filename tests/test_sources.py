@@ -160,6 +160,20 @@ def test_limit_of_a_source():
         source.limited(0)
 
 
+def test_the_first_classes_of_a_source():
+    samples = [Sample(i, label) for i, label in enumerate("abcabcabc")]
+    source = make_source("x", samples, samples[:3], list("cba"), test=samples[3:8], notes=("n",))
+    some = source.of_classes(2)  # in the order of the labels, not of the alphabet
+    assert (some.classes, some.name, some.notes) == (["c", "b"], "x", ("n",))
+    assert [len(part) for part in (some.train, some.valid, some.test)] == [6, 2, 3]
+    assert {s.label for s in some.samples} == {"b", "c"}
+    assert source.of_classes(3) == source.of_classes(None) == source
+    assert [s.label for s in some.limited(4).train].count("b") == 2
+    for n in (1, 4):
+        with pytest.raises(UserError, match=f"classes: {n}: x has 3 classes"):
+            source.of_classes(n)
+
+
 def mirror(folder, split, labels, classes, image="image", label="label"):
     """A Parquet file as the hub has it, with one small image per label."""
     import io

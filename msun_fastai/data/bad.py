@@ -38,6 +38,7 @@ class BadImages:
         self._flags = shared_bytes(n)
         self._count = multiprocessing.Value("q", 0)
         self._texts: np.ndarray | None = None
+        self._which: np.ndarray | None = None  # of the images a reason is of
         self.told = 0  # how many of them were reported
 
     def __getstate__(self) -> dict[str, int]:
@@ -49,6 +50,7 @@ class BadImages:
     def share(self) -> None:
         """Make room for what the workers will have to say, before they start."""
         if self._texts is None:
+            self._which = shared_bytes(KEPT * 8).view(np.int64)
             self._texts = shared_bytes(KEPT * SHORT).reshape(KEPT, SHORT)
 
     def mark(self, reason: str, i: int | None = None) -> None:
@@ -62,7 +64,8 @@ class BadImages:
             if i is not None:
                 self._flags[i] = 1
             # with the lock held: whoever sees the count finds the reason
-            if row < KEPT and self._texts is not None:
+            if row < KEPT and self._texts is not None and self._which is not None:
+                self._which[row] = -1 if i is None else i
                 text = reason.encode("utf-8", "backslashreplace")[:SHORT]
                 self._texts[row, : len(text)] = np.frombuffer(text, np.uint8)
 
@@ -82,6 +85,18 @@ class BadImages:
     def indices(self) -> list[int]:
         """The indices of the images that could not be decoded, ascending."""
         return self._flags.nonzero()[0].tolist()
+
+    def marks(self) -> list[tuple[int, str]]:
+        """The index of each and its reason, as they were found; empty where it was not kept.
+
+        None of a stream, whose images have no index.
+        """
+        with self._count.get_lock():
+            reasons, flagged = self.reasons(), self.indices()
+            which = [] if self._which is None else self._which[: len(reasons)].tolist()
+        if not self.n:
+            return []
+        return [*zip(which, reasons), *((i, "") for i in sorted(set(flagged) - set(which)))]
 
     def reasons(self, n: int = KEPT) -> list[str]:
         """Why the first `n` of them could not be, a line each that names the image."""

@@ -68,3 +68,16 @@ def cut_batches(
         batch.append(i)
     if batch:
         yield batch
+
+
+def rank_share(batch: Sequence[int], rank: int, world: int, bs: int) -> tuple[list[int], float]:
+    """What process `rank` of `world` takes of a batch for all, and the factor of its mean loss.
+
+    The mean over the processes of factor times mean loss is the mean loss of the batch. One that is
+    shorter than `world * bs` goes to so few processes that each has two images of it, or three (of
+    one image: one), for batch norm has no statistics of a single one; the others stand by with the
+    same images again, which count nothing: their factor is 0.
+    """
+    takers = max(1, min(world, len(batch) // min(2, bs)))
+    share = list(batch[rank % takers :: takers])
+    return share, len(share) * world / len(batch) if rank < takers else 0.0

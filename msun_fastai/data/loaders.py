@@ -28,9 +28,10 @@ from msun_fastai.data.native import sample_label
 from msun_fastai.data.native_dl import NativeDL, NativeImageBlock
 from msun_fastai.data.samples import Sample, Source
 from msun_fastai.data.sources import source_from_name
-from msun_fastai.data.stream import StreamSource, process_rank
+from msun_fastai.data.stream import StreamSource
 from msun_fastai.data.stream_dl import StreamDL
 from msun_fastai.errors import ImageError, UserError, did_you_mean
+from msun_fastai.processes import process_rank
 from msun_fastai.scales import DEFAULT_SCALES, parse_scales
 
 PEEKED = 100  # images of a stream among which one has to be readable
@@ -251,14 +252,15 @@ def readable_first(samples: Sequence[Sample]) -> list[Sample]:
     raise UserError(f"none of {len(samples)} training images can be read; {reason}")
 
 
-def with_scales(dls: DataLoaders, scales: Sequence[int], views: str) -> DataLoaders:
+def with_scales(dls: DataLoaders, scales: Sequence[int], views: str, **options: Any) -> DataLoaders:
     """The same loaders for a network that takes images at `scales`; `dls` stay as they are.
 
     The training part makes views by the policy `views`; the others are routed by native size.
+    options: others of `NativeDL`'s that are to change.
     """
     train, *others = dls.loaders
-    loaders = [train.new(scales=scales, views=views)]
-    loaders += [dl.new(scales=scales, views="native") for dl in others]
+    loaders = [train.new(scales=scales, views=views, **options)]
+    loaders += [dl.new(scales=scales, views="native", **options) for dl in others]
     again = type(dls)(*loaders, path=dls.path, device=dls.device)
     if isinstance(dls, NativeImageDataLoaders):
         again.columns = dls.columns

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.data.block import TransformBlock
-from fastai.data.core import TfmdDL
 from fastai.data.load import SkipItemException
 from fastai.data.transforms import ToTensor
 from fastai.torch_core import TensorImage
@@ -21,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from msun_fastai.data.bad import MAX_BAD, NAMED, ON_BAD_IMAGE, BadImages, listed, refuse_too_many
-from msun_fastai.data.batches import batch_count, cut_batches, same_scale_order
 from msun_fastai.data.cache import PixelCache, default_budget
 from msun_fastai.data.headers import Header, sample_headers
 from msun_fastai.data.images import OpenedImage, open_image, read_header
 from msun_fastai.data.native import NativeImage, OpenImage
+from msun_fastai.data.passes import PassDL
 from msun_fastai.data.resize import (
     AUGMENTATIONS,
     RESIZE_RULES,
@@ -45,12 +44,12 @@ from msun_fastai.scales import (
     check_scales,
     target_scale,
 )
+from msun_fastai.views import resize_batch
 
 GIB = 2**30
-TRAIN = 0  # fastai's split_idx of the training part
 
 
-class NativeDL(TfmdDL):
+class NativeDL(PassDL):
     """A fastai `TfmdDL` whose batches hold one scale, chosen by each image's native size.
 
     Native sizes come from image headers, without decoding, and survive `new` and `test_dl`. The
@@ -68,6 +67,9 @@ class NativeDL(TfmdDL):
     ends where more than `max_bad` of the training images are so, with the `left_out` ones that were
     found before; `stop` raises `ImageError` for the first. So do predictions by default (on a
     `test_dl`, or from `get_preds`): each image has to have its own.
+
+    rank, world: this process's number and how many there are, see `PassDL`. Predictions by default
+    are made by each process for all images.
     """
 
     _own: tuple[str, ...] = (
@@ -80,6 +82,8 @@ class NativeDL(TfmdDL):
         "on_bad_image",
         "max_bad",
         "left_out",
+        "rank",
+        "world",
     )
     _decoded_by = ("scales", "routing", "views", "resize", "augment")
 
@@ -104,13 +108,12 @@ class NativeDL(TfmdDL):
         self.views = check_choice("views", views, VIEWS)
         self.resize = check_choice("resize", resize, RESIZE_RULES)
         self.augment = check_choice("augment", augment, AUGMENTATIONS)
-        self._sizes, self.epoch_seed = native_sizes, 0
+        self._sizes = native_sizes
         self.cache = cache
         self._kept: dict[str, PixelCache] = {}  # decoded images by the augmentation they are for
         self.on_bad_image = check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
         self.max_bad, self.left_out = max_bad, left_out
         self._bad: BadImages | None = None
-        self._counts: Counter[int] | None = None
         if bs is None:
             raise UserError("NativeDL: bs: a batch needs a number of images")
         super().__init__(dataset, bs=bs, **kwargs)
@@ -127,7 +130,7 @@ class NativeDL(TfmdDL):
         # of each image once, in the caller's order: as many as there are images
         predicts = not same or "get_idxs" in kwargs or kwargs.get("shuffle") is False
         if predicts:
-            own |= {"cache": 0, "on_bad_image": "stop"}
+            own |= {"cache": 0, "on_bad_image": "stop", "rank": 0, "world": 1}
         if same:
             own["native_sizes"] = self._sizes
         if self.shuffle and kwargs.get("shuffle") is False:
@@ -151,6 +154,9 @@ class NativeDL(TfmdDL):
                 headers = sample_headers(sources, self.fake_l.num_workers)
                 self._sizes = [self._size(i, header) for i, header in enumerate(headers)]
         return self._sizes
+
+    def _read_sizes(self) -> None:
+        self.native_sizes  # noqa: B018  reads them
 
     def _size_of_item(self, i: int) -> int:
         try:
@@ -207,37 +213,8 @@ class NativeDL(TfmdDL):
         found = Counter(self.target_of(i) for i in range(n) if i not in bad)
         return {scale: found[scale] for scale in self.scales}
 
-    @property
-    def _keeps_order(self) -> bool:
-        """Whether batches are cut from the caller's order as it is.
-
-        Up to one batch of images, so that whoever asks for a handful without reordering, as
-        fastai's `Interpretation` does, gets each image's own answer.
-        """
-        return not self.shuffle and self.n is not None and self.n <= self.bs
-
-    def get_idxs(self) -> Any:
-        idxs = super().get_idxs()
-        if not isinstance(idxs, list) or self._keeps_order:
-            return idxs
-        if self.shuffle and len(self.bad):  # or their batches would be short
-            bad = set(self.bad.indices())
-            idxs = [i for i in idxs if i not in bad]
-        rng = self.rng if self.shuffle else None
-        return same_scale_order(idxs, self.target_of, self.bs, rng, self.drop_last)
-
-    def __len__(self) -> int:
-        if self.n is None:
-            return super().__len__()
-        if self._keeps_order:
-            return sum(1 for _ in cut_batches(range(self.n), self.target_of, self.bs))
-        if self._counts is None:  # asked for on every epoch, and ImageNet has 1.28 million images
-            self._counts = Counter(self.target_of(i) for i in range(self.n))
-        return batch_count(self._counts, self.bs, self.drop_last)
-
     def before_iter(self) -> None:
         super().before_iter()
-        self.epoch_seed = self.rng.getrandbits(32)  # in the main process: the same for all workers
         if self._kind not in self._kept:  # before the workers start, who share it, as `bad`
             budget = default_budget() if self.cache is None else round(self.cache * GIB)
             self._kept[self._kind] = PixelCache(len(self.dataset), budget)
@@ -258,17 +235,9 @@ class NativeDL(TfmdDL):
             )
 
     @property
-    def _n_images(self) -> int:
-        return len(self.dataset)
-
-    @property
     def _kind(self) -> str:
         """The augmentation of the part that the dataset is taken for, which `tta` changes."""
         return self.augment if self._part == "training" else "none"
-
-    @property
-    def _part(self) -> str:
-        return "training" if getattr(self.dataset, "split_idx", None) == TRAIN else "validation"
 
     def _check_bad(self) -> None:
         bad, n = len(self.bad), self._n_images
@@ -280,21 +249,27 @@ class NativeDL(TfmdDL):
             share = 0.0 if bad == n else 1.0
         refuse_too_many(self.bad.reasons(NAMED), bad, n, share, self._part)
 
-    def sample(self) -> Iterator[list[int]]:
-        """This worker's share of the batches, each a list of indices."""
-        order = self._DataLoader__idxs  # fastai's private name for the order of this iteration
-        batches = cut_batches(order, self.target_of, self.bs)
-        return (b for i, b in enumerate(batches) if i % self.num_workers == self.offs)
-
     def create_batches(self, samps: Iterator[list[int]]) -> Iterator[Any]:
         if self.dataset is not None:
             self.it = iter(self.dataset)
         for batch in samps:
             items = [item for item in map(self.do_item, batch) if item is not None]
-            # batch norm cannot train on what a bad image leaves of two
-            lonely = len(items) == 1 < len(batch) and self._part == "training"
-            if items and not lonely:
-                yield self.do_batch(items)
+            if self._in_step and len(items) < len(batch):
+                items = items or [self._stand_in(batch[0])]
+                items = [items[k % len(items)] for k in range(len(batch))]
+            yield None if self._makes_none(len(items), len(batch)) else self.do_batch(items)
+
+    def _stand_in(self, i: int) -> Any:
+        """An item in the place of item `i`, which cannot be read: of its scale if there is one."""
+        n, side = len(self.dataset), self.target_of(i)
+        others = [(i + k) % n for k in range(1, n)]
+        others.sort(key=lambda j: self.target_of(j) != side)
+        item = next((item for item in map(self.do_item, others) if item is not None), None)
+        if item is None:
+            raise UserError(f"none of {n} images can be read")
+        image, *rest = item
+        pixels = resize_batch(image[None].as_subclass(Tensor).float(), side)[0].to(image.dtype)
+        return (TensorImage(pixels), *rest)
 
     def do_batch(self, b: list[Any]) -> Any:
         sides = {tuple(item[0].shape[-2:]) for item in b}

@@ -52,6 +52,22 @@ class Source:
         """The samples of all parts."""
         return [*self.train, *self.valid, *self.test]
 
+    def of_classes(self, n: int | None) -> Source:
+        """The first `n` classes alone, in all parts; the notes stay, for they are of the dataset.
+
+        Raises `UserError` where there are fewer, or where a part is left without images.
+        """
+        if n is None:
+            return self
+        if not 2 <= n <= len(self.classes):
+            raise UserError(
+                f"classes: {n}: {self.name} has {len(self.classes)} classes; give 2 to so many"
+            )
+        kept = self.classes[:n]
+        parts = (self.train, self.valid, self.test)
+        train, valid, test = ([s for s in part if s.label in kept] for part in parts)
+        return make_source(self.name, train, valid, kept, test, self.notes)
+
     def limited(self, n: int | None, seed: int = 42) -> Source:
         """At most `n` samples in each part, spread evenly over the classes; all classes stay."""
         if n is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -193,8 +192,3 @@ def _stream(table: Any, entry: Entry, n: int, where: str) -> SampleStream:
     classes = table.features[label].names
     table = table.select_columns([image, label]).cast_column(image, Image(decode=False))
     return SampleStream(table, image, label, classes, n, where, entry.trim)
-
-
-def process_rank() -> tuple[int, int]:
-    """This process's number and how many there are, as `torchrun` tells them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
