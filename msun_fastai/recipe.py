@@ -1,4 +1,4 @@
-"""Recipes: what a run does, as a checked document. TOML in, TOML out."""
+"""Recipes: what a run does, as a checked document. TOML in, TOML out; one may rest on another."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ else:
     import tomli as tomllib
 
 
+VERBS = ("finetune", "linear-probe", "pretrain")
+BASE = "base"  # the key that names the recipe on which another rests
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are of the type they say."""
 
@@ -27,11 +31,11 @@ class DataSection(Section):
     """Where the images are and what happens to them on the way in.
 
     *_column: of a CSV, the usual names where empty. valid_fraction: what is held out where nothing
-    else is. carve: the share of the training part that is held out to choose on, whatever else
-    there is. stream: read the dataset from shards as they come, from a local copy in the hub's
-    layout, or from the hub itself: there from `hub_id` at `revision` if they are given. cache: GiB
-    of decoded images kept in memory, see `NativeDL`. on_bad_image: `skip` up to `max_bad` of the
-    training images, or `stop`.
+    else is. classes: the first so many classes alone. carve: the share of the training part that is
+    held out to choose on, whatever else there is. stream: read the dataset from shards as they
+    come, from a local copy in the hub's layout, or from the hub itself: there from `hub_id` at
+    `revision` if they are given. cache: GiB of decoded images kept in memory, see `NativeDL`.
+    on_bad_image: `skip` up to `max_bad` of the training images, or `stop`.
     """
 
     dataset: str | None = None
@@ -41,6 +45,7 @@ class DataSection(Section):
     label_column: str = ""
     split_column: str = ""
     valid_fraction: float = Field(0.2, gt=0, lt=1)
+    classes: int | None = Field(None, ge=2)
     carve: float | None = Field(None, gt=0, lt=1)
     stream: bool = False
     hub_id: str = ""
@@ -55,7 +60,11 @@ class DataSection(Section):
 
 
 class ModelSection(Section):
-    """The network: see `NetConfig`. What is not set is the method's own."""
+    """The network: see `NetConfig`. What is not set is the method's own.
+
+    start: a run folder or model folder whose trained network is the one to start from, with its own
+    backbone, method and scales, instead of a new one.
+    """
 
     arch: str = "resnet50"
     method: str = "msun"
@@ -67,6 +76,7 @@ class ModelSection(Section):
     routing: str = "nearest"
     pretrained: bool = True
     weights: str | None = None
+    start: str | None = None
 
 
 class ConsistencySection(Section):
@@ -84,6 +94,13 @@ class TrainSection(Section):
     schedule: `one_cycle`, fastai's (from pretrained weights its `fine_tune`: one epoch on the head
     alone, then `epochs` on everything), or `cosine`, the paper's: everything for `epochs`, of which
     `warmup` rise to the highest rate `lr`. optimizer: `adam`, or `sgd` with `momentum`.
+
+    precision: `full`, `bf16` or `fp16`. channels_last: the memory layout; by default where mixed
+    precision is used on CUDA. compile: through `torch.compile`. ema: decay of a running average of
+    the weights, which is then what is validated and kept. clip: the largest norm of the gradient.
+    patience: stop after so many epochs without a better validation loss. keep: the `last` weights,
+    or the `best` by validation loss. save_minutes: how often a checkpoint is written, besides after
+    every epoch. log: `tensorboard` or `wandb`.
     """
 
     epochs: int = Field(5, ge=1)
@@ -97,20 +114,47 @@ class TrainSection(Section):
     views: str = "all"
     seed: int = Field(42, ge=0)
     device: str | None = None
+    precision: str = "full"
+    channels_last: bool | None = None
+    compile: bool = False
+    ema: float | None = Field(None, gt=0, lt=1)
+    clip: float | None = Field(None, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    patience: int | None = Field(None, ge=1)
+    keep: str = "last"
+    save_minutes: float = Field(10.0, gt=0)
+    log: str | None = None
+
+
+class ProbeSection(Section):
+    """How a linear probe is trained.
+
+    protocol: `cached`, a regularised classifier on features that are taken once, its strength (C,
+    the inverse of the L2 penalty) chosen of `strengths` on validation data; or `sgd`, as `train`
+    says.
+    """
+
+    protocol: str = "cached"
+    strengths: list[float] = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 
 
 class Recipe(Section):
-    """A run, complete. `baseline` names a method that is trained the same way to compare with."""
+    """A run, complete. `baseline` names a method that is trained the same way to compare with.
 
+    verb: what it is a recipe for: `pretrain`, `finetune` or `linear-probe`.
+    """
+
+    verb: str = "finetune"
     baseline: str | None = None
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     consistency: ConsistencySection = ConsistencySection()
     train: TrainSection = TrainSection()
+    probe: ProbeSection = ProbeSection()
 
     def with_values(self, values: dict[str, Any], where: str) -> Recipe:
         """This recipe with dotted keys such as `train.lr` set; `where` is named in errors."""
-        data = self.model_dump()
+        data = self.model_dump(exclude_unset=True)
         for key, value in values.items():
             *path, last = key.split(".")
             section: Any = data
@@ -124,6 +168,14 @@ class Recipe(Section):
     def to_toml(self) -> str:
         """The recipe as TOML; values that are not set are left out, as TOML has no null."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def default_recipe(verb: str) -> Recipe:
+    """What `verb` does without a recipe: the paper's settings, but for `finetune`, where they are
+    fastai's."""
+    if verb == "finetune":
+        return Recipe()
+    return load_recipe(str(recipe_folder() / "shared" / f"{verb}.toml"))
 
 
 def recipe_folder() -> Path:
@@ -142,12 +194,36 @@ def load_recipe(name: str) -> Recipe:
     file = Path(name) if name.endswith(".toml") else shipped_recipes().get(name)
     if file is None:
         raise UserError(f"recipe {name!r} is unknown; {did_you_mean(name, shipped_recipes())}")
+    return _checked(_read(file), str(file))
+
+
+def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a recipe says, on top of what the one that it rests on says (`base`, a path from it)."""
     try:
-        return _checked(tomllib.loads(file.read_text(encoding="utf-8")), str(file))
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"recipe {file}: no such file") from None
+        whose = f"{above[-1]}: base " if above else "recipe "
+        raise UserError(f"{whose}{file}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"recipe {file}: not TOML that can be read ({error})") from error
+    base = data.pop(BASE, None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(f"{file}: base = {base!r}: name a recipe's file")
+    below = (file.parent / base).resolve()
+    if below in (*above, file.resolve()):
+        raise UserError(f"{file}: base {base}: rests on itself")
+    return _merged(_read(below, (*above, file.resolve())), data)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = dict(below)
+    for key, value in above.items():
+        inner = both.get(key)
+        nested = isinstance(value, dict) and isinstance(inner, dict)
+        both[key] = _merged(inner, value) if nested else value  # type: ignore[arg-type]
+    return both
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

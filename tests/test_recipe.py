@@ -1,19 +1,164 @@
-"""Recipes: shipped ones are valid, unknown keys are errors, TOML goes both ways."""
+"""Recipes: shipped ones are valid, say what they differ in, and do what the paper did."""
+
+import json
+import sys
 
 import pytest
 
+from msun_fastai.data.catalog import CATALOG
 from msun_fastai.errors import UserError
-from msun_fastai.recipe import Recipe, load_recipe, parse_assignment, shipped_recipes
+from msun_fastai.recipe import (
+    VERBS,
+    Recipe,
+    load_recipe,
+    parse_assignment,
+    recipe_folder,
+    shipped_recipes,
+)
+from msun_fastai.recipe_list import HEADER, list_recipes, read_header
+from msun_fastai.scales import target_scale, view_scales
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ARCHS = ("resnet50", "densenet121", "vgg16", "mobilenet_v2")
+METHODS = ("vanilla", "mst", "msun")
+TRANSFER = tuple(name for name in CATALOG if name != "imagenet")
+IMAGENET = {f"imagenet-{arch}-{method}": (arch, method) for arch in ARCHS for method in METHODS}
+STUDY = {f"study-{method}": method for method in METHODS}
+TRANSFERS = {f"{name}-{v}": (name, v) for name in TRANSFER for v in ("finetune", "linear-probe")}
+SHARED = {"paper", "pretrain", "finetune", "linear-probe", "study"}
 
 
-def test_shipped_recipes_are_found_and_valid():
-    found = shipped_recipes()
-    assert "demo" in found
-    for name, file in found.items():
-        header = file.read_text().split("\n\n")[0]
-        for word in ("paper", "command", "hardware", "expected", "achieved"):
-            assert f"# {word}" in header, f"{name}: its header lacks {word}"
-        assert load_recipe(name) == load_recipe(str(file))
+def test_every_recipe_is_found():
+    assert (len(IMAGENET), len(TRANSFERS), len(STUDY)) == (12, 22, 3)
+    assert set(shipped_recipes()) == {*IMAGENET, *TRANSFERS, *STUDY, "demo"}
+    assert {file.stem for file in recipe_folder().glob("shared/*.toml")} == SHARED
+    everything = {file for file in recipe_folder().rglob("*") if file.is_file()}
+    assert len(everything) == len(shipped_recipes()) + len(SHARED)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid(name):
+    file = shipped_recipes()[name]
+    header = file.read_text().split("\n\n")[0]
+    for word in HEADER:
+        assert f"# {word} " in header, f"{name}: its header lacks {word}"
+    recipe = load_recipe(name)
+    assert recipe == load_recipe(str(file))
+    assert recipe.verb in VERBS
+    entries = read_header(file.read_text())
+    words = entries["command"].split()
+    assert words[words.index("--recipe") + 1] == name
+    assert recipe.verb in words
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_choose_what_there_is(name):
+    from msun_fastai.run import check_choices
+
+    check_choices(load_recipe(name), None)
+
+
+def flat(data, above=""):
+    """Nested tables as {dotted key: value}."""
+    out = {}
+    for key, value in data.items():
+        inner = isinstance(value, dict)
+        out |= flat(value, f"{above}{key}.") if inner else {f"{above}{key}": value}
+    return out
+
+
+def test_no_recipe_repeats_what_it_rests_on():
+    files = [*shipped_recipes().values(), *recipe_folder().glob("shared/*.toml")]
+    resting = 0
+    for file in files:
+        raw = tomllib.loads(file.read_text())
+        base = raw.pop("base", None)
+        if base is None:
+            continue
+        below = flat(load_recipe(str(file.parent / base)).model_dump(exclude_unset=True))
+        again = {key for key, value in flat(raw).items() if key in below and below[key] == value}
+        assert not again, f"{file}: {again}"
+        resting += 1
+    assert resting == len(IMAGENET) + len(TRANSFERS) + len(STUDY) + 3
+    assert all(file.read_text().startswith("# ") for file in files)
+
+
+@pytest.mark.parametrize("name", [*IMAGENET, *TRANSFERS])
+def test_the_papers_settings(name):
+    recipe = load_recipe(name)
+    train, data, model = recipe.train, recipe.data, recipe.model
+    assert (train.optimizer, train.lr, train.momentum, train.wd) == ("sgd", 0.1, 0.9, 2e-5)
+    assert (train.schedule, train.warmup, train.bs, train.precision) == ("cosine", 5, 128, "full")
+    assert (model.scales, model.blocks, data.augment) == ([32, 128, 224], 1, "rrc")
+    assert recipe.consistency.kind is None
+    if name in IMAGENET:
+        arch, method = IMAGENET[name]
+        assert (recipe.verb, data.dataset, data.resize) == ("pretrain", "imagenet", "crop")
+        assert (model.arch, model.method, model.pretrained) == (arch, method, False)
+        assert (train.epochs, train.views) == (300 if arch == "mobilenet_v2" else 90, "all")
+    else:
+        dataset, verb = TRANSFERS[name]
+        assert (recipe.verb, data.dataset, train.epochs) == (verb, dataset, 30)
+        assert (model.arch, model.method, recipe.probe.protocol) == ("resnet50", "msun", "cached")
+
+
+def test_the_study():
+    for name, method in STUDY.items():
+        recipe = load_recipe(name)
+        data, model = recipe.data, recipe.model
+        assert (data.dataset, data.classes, data.limit) == ("tiny_imagenet100", 10, 3000)
+        assert (model.arch, model.method, model.scales) == ("resnet18", method, [16, 32, 64])
+        assert (recipe.train.epochs, model.pretrained) == (8, False)
+    assert load_recipe("study-msun").consistency.kind == "none"
+
+
+# the native sides of each dataset's images, with the scale that they are resized to
+ROUTED = {
+    "cifar10": {32: 32},
+    "cifar100": {32: 32},
+    "fashion_mnist": {28: 32},
+    "stl10": {96: 128},
+    "raf_db": {100: 128},
+    "stanford_cars": {43: 32, 80: 32, 81: 128, 176: 128, 177: 224, 7000: 224},
+    "caltech101": {176: 128, 200: 224},
+    "oxford_flowers102": {500: 224},
+    "oxford_pets": {500: 224},
+    "fgvc_aircraft": {775: 224},
+    "dtd": {300: 224, 640: 224},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_views_of_the_transfer_datasets(name):
+    recipe = load_recipe(name)
+    dataset, _ = TRANSFERS[name]
+    scales, views = recipe.model.scales, recipe.train.views
+    targets = {side: target_scale(side, scales, views) for side in ROUTED[dataset]}
+    assert targets == ROUTED[dataset]
+    single = dataset in ("cifar10", "cifar100", "fashion_mnist", "stl10", "raf_db")
+    assert views == ("native" if single else "down")
+    for scale in targets.values():
+        seen = (scale,) if single else tuple(s for s in scales if s <= scale)
+        assert view_scales(scale, scales, views) == seen
+
+
+def test_expected_figures_are_the_papers(real_data):
+    tables = json.loads((real_data.parent / "paper" / "tables.json").read_text())["msun"]
+    rows = {row["name"]: row for row in list_recipes()}
+    for name, (arch, method) in IMAGENET.items():
+        acc = tables["table2_multiscale_testing"][arch][method]["acc"]
+        of_three = " / ".join(f"{acc[i]:.2f}" for i in (0, 6, 12))
+        assert rows[name]["expected"].startswith(f"{of_three} % at 32 / 128 / 224"), name
+        assert f"{sum(acc) / 13:.2f} % on average" in rows[name]["expected"], name
+    columns = tables["table3_transfer"]["columns"]
+    for name, (dataset, verb) in TRANSFERS.items():
+        table = tables["table3_transfer"][verb.replace("-", "_")]
+        figure = table["resnet50"]["msun"][columns.index(dataset)]
+        assert rows[name]["expected"] == f"{figure:.2f} %", name
 
 
 def test_round_trip(tmp_path):
@@ -58,3 +203,112 @@ def test_files_that_are_no_recipes(tmp_path):
         load_recipe(str(tmp_path / "absent.toml"))
     with pytest.raises(UserError, match="did you mean demo"):
         load_recipe("demos")
+
+
+def test_recipes_that_rest_on_others(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "low.toml").write_text("[train]\nlr = 0.5\nbs = 7\n[model]\nscales = [16, 32]\n")
+    (tmp_path / "sub" / "mid.toml").write_text('base = "../low.toml"\n[train]\nbs = 8\n')
+    (tmp_path / "top.toml").write_text('base = "sub/mid.toml"\n[model]\nscales = [64]\n')
+    recipe = load_recipe(str(tmp_path / "top.toml"))
+    assert (recipe.train.lr, recipe.train.bs, recipe.model.scales) == (0.5, 8, [64])
+    assert recipe.train.model_fields_set == {"lr", "bs"}
+    assert "base" not in tomllib.loads(recipe.to_toml())
+
+
+@pytest.mark.parametrize(
+    ("low", "says"),
+    [
+        (None, "top.toml: base .*low.toml: no such file"),
+        ("= x", "low.toml: not TOML"),
+        ('base = "top.toml"', "low.toml: base top.toml: rests on itself"),
+        ('base = "low.toml"', "low.toml: base low.toml: rests on itself"),
+        ("base = 3", "low.toml: base = 3: name a recipe's file"),
+        ("base = ['a.toml']", "name a recipe's file"),
+        ("[train]\nspeed = 1", "unknown key 'train.speed'"),
+    ],
+)
+def test_bases_that_are_wrong(tmp_path, low, says):
+    (tmp_path / "top.toml").write_text('base = "low.toml"\n')
+    if low is not None:
+        (tmp_path / "low.toml").write_text(low)
+    with pytest.raises(UserError, match=says) as error:
+        load_recipe(str(tmp_path / "top.toml"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_may_turn_a_section_into_a_value_no_more_than_a_recipe(tmp_path):
+    (tmp_path / "low.toml").write_text("train = 3\n")
+    (tmp_path / "top.toml").write_text('base = "low.toml"\n')
+    with pytest.raises(UserError, match="train = 3"):
+        load_recipe(str(tmp_path / "top.toml"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("imagenet-resnet50-musn", "imagenet-resnet50-msun"),
+        ("cifar10-fine-tune", "cifar10-finetune"),
+        ("study-msu", "study-msun"),
+    ],
+)
+def test_did_you_mean(wrong, near):
+    with pytest.raises(UserError, match=f"did you mean {near}"):
+        load_recipe(wrong)
+
+
+def test_header_entries():
+    text = "# Paper and all.\n# paper     Table\n# command   a \\\n#           b\n\n# expected  1\n"
+    assert read_header(text) == {"paper": "Table", "command": "a b"}
+    assert read_header("verb = 1\n# paper  x") == {}
+    assert read_header("") == {}
+
+
+def test_listing_on_the_command_line(run, tmp_path):
+    code, out, err = run("recipes")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in shipped_recipes())
+    code, out, _ = run("recipes", "--json", "-")
+    rows = json.loads(out)
+    assert (code, [row["name"] for row in rows]) == (0, list(shipped_recipes()))
+    row = next(row for row in rows if row["name"] == "imagenet-vgg16-mst")
+    keys = ("verb", "dataset", "arch", "method", "achieved")
+    assert [row[key] for key in keys] == ["pretrain", "imagenet", "vgg16", "mst", "not run"]
+    assert row["expected"].startswith("49.96 / ")
+    assert all(all(row[word] for word in HEADER) for row in rows)
+    code, _, _ = run("recipes", "--json", tmp_path / "r.json")
+    assert (code, json.loads((tmp_path / "r.json").read_text())) == (0, rows)
+
+
+def test_a_recipe_in_full(run):
+    code, out, _ = run("recipes", "show", "cifar10-linear-probe")
+    assert code == 0
+    shown = tomllib.loads(out)
+    assert (shown["verb"], shown["train"]["momentum"], shown["train"]["views"]) == (
+        "linear-probe",
+        0.9,
+        "native",
+    )
+    assert Recipe.model_validate(shown) == load_recipe("cifar10-linear-probe")
+    code, _, err = run("recipes", "show", "cifar11-linear-probe")
+    assert (code, "did you mean cifar1" in err) == (2, True)
+
+
+def test_a_file_is_checked(run, tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_text('[data]\ndataset = "shapes"\n')
+    code, out, _ = run("recipes", "check", file)
+    assert (code, out.strip()) == (0, f"{file}: a recipe for `finetune`: shapes, resnet50, msun")
+    for text, says in (
+        ("[train]\nlrr = 1", "unknown key 'train.lrr'; did you mean lr"),
+        ('[train]\nviews = "nativ"', "views: unknown value 'nativ'; did you mean native"),
+        ('[model]\nmethod = "msum"', "did you mean msun"),
+        ("[model]\nscales = [64, 32]", "not ascending"),
+    ):
+        file.write_text(text)
+        code, out, err = run("recipes", "check", file)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"{file}: " in err
+        assert says in err
+    code, _, err = run("recipes", "check", tmp_path / "absent.toml")
+    assert (code, "no such file" in err) == (2, True)
