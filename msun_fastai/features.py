@@ -1,0 +1,221 @@
+"""Features: what a network's classifier sees of every image, taken once and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from msun_fastai.data.bad import ON_BAD_IMAGE
+from msun_fastai.data.images import open_image
+from msun_fastai.data.resize import fit_pixels, fit_whole, reduction_for
+from msun_fastai.data.samples import Sample
+from msun_fastai.errors import ImageError, UserError
+from msun_fastai.files import replacing
+from msun_fastai.models.heads import classifiers, penultimate, without_classifiers
+from msun_fastai.models.net import MultiScaleNet
+from msun_fastai.models.saving import SavedModel
+from msun_fastai.predict import normalize
+from msun_fastai.scales import check_choice, target_scale, view_scales
+
+COLUMNS = {"x": torch.float32, "codes": torch.int64, "images": torch.int64, "scales": torch.int64}
+
+
+@dataclass
+class Features:
+    """One row a view, in the order of the images and of the scales of each.
+
+    x: float32 (n, d). codes: the class of each row. images: which sample it is of. scales: the side
+    in pixels at which the network saw it; all three int64 (n,). unreadable: a reason for each image
+    that has no row.
+    """
+
+    x: Tensor
+    codes: Tensor
+    images: Tensor
+    scales: Tensor
+    unreadable: list[str] = field(default_factory=list)
+
+    def at(self, scale: int) -> Features:
+        """The rows of one scale."""
+        rows = self.scales == scale
+        return Features(**{c: getattr(self, c)[rows] for c in COLUMNS}, unreadable=self.unreadable)
+
+    @property
+    def seen(self) -> int:
+        """How many images have rows."""
+        return len(self.images.unique())
+
+
+class _Views(Dataset):
+    """A sample's views as uint8, from one decode: (index, code, {scale: view}), or why it has none.
+
+    What it is asked for is an index into `samples`, or an index with the sample of a stream.
+    """
+
+    def __init__(self, saved: SavedModel, samples: Any, views: str):
+        self.samples = samples if isinstance(samples, Sequence) else ()
+        self.views = views
+        self.scales, self.rule = saved.model.entry_scales, saved.preprocessing.resize
+        self.routing = saved.model.config.routing
+        self.codes = {name: i for i, name in enumerate(saved.classes)}
+
+    def __getitem__(self, key: Any) -> tuple[int, int, dict[int, Tensor]] | str:
+        i, sample = key if isinstance(key, tuple) else (key, self.samples[key])
+        if sample.label not in self.codes:
+            raise UserError(f"label {sample.label!r} is not among the {len(self.codes)} classes")
+        try:
+            with open_image(sample.image) as image:
+                side = target_scale(image.native_size, self.scales, self.views, self.routing)
+                scales = view_scales(side, self.scales, self.views)
+                pixels = image.pixels(reduction_for(image.size, scales[-1], self.rule))
+        except ImageError as error:
+            return str(error)
+        views = {s: fit_pixels(pixels, fit_whole(image.size, s, self.rule)) for s in scales}
+        return i, self.codes[sample.label], views
+
+
+def _collate(items: list[Any]) -> tuple[list[tuple[int, Tensor, Tensor, Tensor]], list[str]]:
+    """Scale, indices, codes and views (n, 3, side, side) of each scale, and the reasons."""
+    good = [item for item in items if not isinstance(item, str)]
+    groups = []
+    for scale in sorted({s for _, _, views in good for s in views}):
+        rows = [(i, code, views[scale]) for i, code, views in good if scale in views]
+        images, codes = torch.tensor([row[:2] for row in rows]).T
+        groups.append((scale, images, codes, torch.stack([view for *_, view in rows])))
+    return groups, [item for item in items if isinstance(item, str)]
+
+
+def extract(
+    saved: SavedModel,
+    samples: Iterable[Sample],
+    views: str = "native",
+    bs: int = 64,
+    workers: int = 0,
+    on_bad: str = "skip",
+    check: Callable[[], object] = bool,
+) -> Features:
+    """The features of `samples`, a list or a stream of them, without augmentation.
+
+    Each image is decoded once and resized by the model's own rule to the scales that the policy
+    `views` gives it; a network whose heads are private takes all scales. The rows do not depend on
+    `bs` (the batch that is decoded at a time and goes through scale by scale) nor on `workers`.
+    on_bad: `skip` reports what cannot be read, `stop` raises. check: called after every batch; it
+    may raise to end it. Raises `UserError`.
+    """
+    check_choice("on_bad_image", on_bad, ON_BAD_IMAGE)
+    model = saved.model.eval()
+    device = next(model.parameters()).device
+    views = scales_policy(model, views)
+    # a stream is read here, for each worker would see a share of it alone: what they are sent for
+    # an index is the sample with its place
+    keys: Any = range(len(samples)) if isinstance(samples, Sequence) else enumerate(samples)
+    dataset = _Views(saved, samples, views)
+    loader: Any = DataLoader(dataset, bs, sampler=keys, num_workers=workers, collate_fn=_collate)
+    rows: list[tuple[Tensor, ...]] = []
+    unreadable: list[str] = []
+    for groups, reasons in loader:
+        if reasons and on_bad == "stop":
+            raise UserError(reasons[0])
+        unreadable += reasons
+        for scale, images, codes, batch in groups:
+            batch = normalize(batch.to(device), saved.preprocessing)
+            x = penultimate(model, batch, model.entry_scales.index(scale)).float().cpu()
+            rows.append((x, codes, images, torch.full_like(codes, scale)))
+        check()
+    if not rows:
+        why = unreadable[0] if unreadable else "there are none"
+        raise UserError(f"none of {len(unreadable)} images can be read; {why}")
+    x, codes, images, sides = (torch.cat(column) for column in zip(*rows))
+    order = torch.from_numpy(np.lexsort((sides, images)))
+    return Features(x[order], codes[order], images[order], sides[order], unreadable)
+
+
+def scales_policy(model: MultiScaleNet, views: str) -> str:
+    """`views`, or `all` where every scale has a classifier of its own that needs rows."""
+    return "all" if len(classifiers(model)) > 1 else views
+
+
+def fingerprint(saved: SavedModel, samples: Iterable[Sample], views: str) -> str:
+    """What features depend on, as a SHA-256: weights but for the classifiers, configuration,
+    preprocessing, classes, views, and the samples (paths by their names, pixels by their values).
+
+    Of a stream, which is not read for it, its name and length.
+    """
+    about: list[Any] = [
+        {**saved.model.config.as_dict(), "n_classes": len(saved.classes)},
+        [vars(saved.preprocessing), saved.classes, scales_policy(saved.model, views)],
+    ]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, value in without_classifiers(saved.model).items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    if isinstance(samples, Sequence):
+        digest.update(f"{len(samples)} samples".encode())
+        for sample in samples:
+            digest.update(f"\n{sample.label}\n".encode("utf-8", "surrogateescape"))
+            digest.update(_identity(sample.image))
+    else:
+        about = [getattr(samples, "where", ""), getattr(samples, "n", None)]
+        digest.update(f"{about}".encode())
+    return digest.hexdigest()
+
+
+def _identity(image: Any) -> bytes:
+    """What tells an image from another: its name where it has one, else its values."""
+    if isinstance(image, (bytes, bytearray)):
+        return bytes(image)
+    if isinstance(image, (str, Path)) or hasattr(image, "open_bytes"):
+        return str(image).encode("utf-8", "surrogateescape")
+    values = np.asarray(image)
+    return f"{values.shape}{values.dtype}".encode() + values.tobytes()
+
+
+def save(features: Features, file: Path | str, fingerprint: str = "") -> None:
+    """Write `features` to `file` (safetensors), whole or not at all."""
+    from safetensors.torch import save_file
+
+    columns = {name: getattr(features, name).contiguous() for name in COLUMNS}
+    about = {"fingerprint": fingerprint, "unreadable": json.dumps(features.unreadable)}
+    with replacing(file) as temporary:
+        save_file(columns, temporary, metadata=about)
+
+
+def load(file: Path | str) -> tuple[Features, str]:
+    """The features in `file` and their fingerprint. Raises `UserError`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            columns = {name: opened.get_tensor(name) for name in COLUMNS}
+            about = opened.metadata()
+        features = Features(**columns, unreadable=json.loads(about["unreadable"]))
+        if any(columns[name].dtype != kind for name, kind in COLUMNS.items()):
+            raise ValueError("other types")
+        if columns["x"].ndim != 2 or len({len(column) for column in columns.values()}) > 1:
+            raise ValueError("columns of different lengths")
+        return features, about["fingerprint"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"features {file}: cannot be read ({error})") from error
+
+
+def cached(file: Path | str, fingerprint: str, make: Callable[[], Features]) -> Features:
+    """The features in `file` if they have this `fingerprint`; else those that `make` gives, which
+    are kept there."""
+    try:
+        features, found = load(file)
+        if found == fingerprint:
+            return features
+    except UserError:  # not there yet, or cut short: it is made again
+        pass
+    features = make()
+    save(features, file, fingerprint)
+    return features

@@ -1,0 +1,72 @@
+"""The classifiers of a network: found, replaced for other classes, and what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from msun_fastai.errors import UserError
+from msun_fastai.models.families import find_family
+from msun_fastai.models.net import MultiScaleNet
+from msun_fastai.models.saving import SavedModel
+
+
+def classifiers(net: MultiScaleNet) -> list[nn.Linear]:
+    """The last linear layer of each head: one for all scales, or one each where heads are private.
+
+    Raises `UserError` for a family that ends in something else, as SqueezeNet in a convolution.
+    """
+    path = find_family(net.config.arch).classifier
+    found = {id(layer): layer for layer in (head.get_submodule(path) for head in net.head)}
+    layers = [layer for layer in found.values() if isinstance(layer, nn.Linear)]
+    if len(layers) < len(found):
+        kind = type(next(iter(found.values()))).__name__
+        raise UserError(
+            f"arch: the classifier of {net.config.arch} is a {kind}, not a linear layer"
+        )
+    return layers
+
+
+def without_classifiers(net: MultiScaleNet) -> dict[str, Tensor]:
+    """The state of `net` but for its classifiers: all that its features depend on."""
+    path = find_family(net.config.arch).classifier
+    own = tuple(f"head.{i}.{path}." for i in range(len(net.head)))
+    return {name: value for name, value in net.state_dict().items() if not name.startswith(own)}
+
+
+def with_classes(saved: SavedModel, classes: Sequence[str]) -> MultiScaleNet:
+    """A copy of the trained network of `saved` that answers with `classes`, on the same device.
+
+    Its classifiers are new, as the family's builder initialises them, unless these are the classes
+    it was trained on, in the same order.
+    """
+    old = saved.model
+    config = replace(old.config, n_classes=len(classes))
+    same = list(classes) == list(saved.classes)
+    state = old.state_dict() if same else without_classifiers(old)
+    net = MultiScaleNet(config, find_family(config.arch).build(config.arch, config.n_classes))
+    strange = net.load_state_dict(state, strict=False).unexpected_keys
+    if strange or len(without_classifiers(net).keys() - state.keys()):
+        raise RuntimeError(f"{config.arch}: not the network of its own configuration")
+    return net.to(next(old.parameters()).device).train(old.training)
+
+
+@torch.no_grad()
+def penultimate(net: MultiScaleNet, view: Tensor, i: int) -> Tensor:
+    """What the classifier of the scale with index `i` sees of a view of that side: (n, d).
+
+    view: (n, 3, side, side), normalised. `net` is put in evaluation mode.
+    """
+    heads = classifiers(net)
+    seen: list[Tensor] = []
+    # a hook, for the layers before it are nested as each family nests them
+    layer = heads[i] if len(heads) > 1 else heads[0]
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        net.eval().at_scale(i)(view)
+    finally:
+        hook.remove()
+    return seen[0]
