@@ -6,8 +6,22 @@ import difflib
 import re
 from collections.abc import Iterable
 
+INTERRUPT = 2  # the number of the signal that Ctrl-C sends
 
-class UserError(Exception):
+
+class OneLine(Exception):
+    """An error whose text is one line for whoever runs the program, and stays what it is: fastai
+    writes the callback's name into the errors that come out of one."""
+
+    def __init__(self, message: str):
+        self.message = " ".join(message.splitlines())
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UserError(OneLine):
     """Bad input. Its text is one line: what is wrong, where (file, row, key), what to do.
 
     The command line prints that line and exits with 2.
@@ -18,11 +32,19 @@ class UserError(Exception):
             # torch raises a worker process's error again with its traceback for a message; the
             # last line is what the worker said
             message = message.rstrip().splitlines()[-1].partition(": ")[2]
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(message)
 
 
-class TrainingError(Exception):
+class TrainingError(OneLine):
     """Training that failed for a reason worth a line of its own; exit code 1."""
+
+
+class Stopped(OneLine):
+    """Training that a signal ended between two steps; exit code 128 and the signal's number."""
+
+    def __init__(self, signal: int):
+        self.signal = signal
+        super().__init__("interrupted" if signal == INTERRUPT else "terminated")
 
 
 class ImageError(UserError):

@@ -16,6 +16,7 @@ from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage
 from fastcore.foundation import L
+from torch import nn
 from torchvision.models import WeightsEnum
 
 from msun_fastai.callbacks.consistency import ScaleInvariance
@@ -24,9 +25,15 @@ from msun_fastai.data.loaders import with_scales
 from msun_fastai.data.native_dl import NativeDL
 from msun_fastai.errors import UserError
 from msun_fastai.models import timm_names
+from msun_fastai.models.heads import classifiers, with_classes
 from msun_fastai.models.methods import CONSISTENCIES, find_method
 from msun_fastai.models.net import MultiScaleNet, NetConfig, param_groups
-from msun_fastai.models.saving import Preprocessing, SavedModel, save_model_folder
+from msun_fastai.models.saving import (
+    Preprocessing,
+    SavedModel,
+    load_model_folder,
+    save_model_folder,
+)
 from msun_fastai.models.weights import build_net, input_stats
 from msun_fastai.scales import VIEWS, check_choice, sweep_sizes
 
@@ -82,6 +89,7 @@ def msun_learner(
     consistency: Consistency | str = Consistency(),
     pretrained: bool = True,
     weights: Path | str | WeightsEnum | None = None,
+    start: SavedModel | Path | str | None = None,
     n_out: int | None = None,
     scale_metrics: bool = True,
     metrics: Any = None,
@@ -96,31 +104,40 @@ def msun_learner(
     canonical scale alone. blocks, alignment, grids, norm: see `NetConfig`. views: policy `all`,
     `native` or `down`, that of `dls` by default. consistency: `si`, `none`, or a `Consistency`
     with its numbers; the method's own by default. weights: a state-dict file or one of
-    torchvision's enum, instead of its default. n_out: number of classes, from `dls` by default.
-    scale_metrics: show the accuracy at each scale while training. `learner_options` go to
-    `Learner`. A pretrained
-    model comes frozen up to its head, as fastai's learners do. Raises `UserError`.
+    torchvision's enum, instead of its default. start: a trained model, or the run folder of one,
+    whose network is taken with its own backbone, method, scales, routing and normalisation, and a
+    new classifier unless the classes are the same; the options of the network are not used then.
+    n_out: number of classes, from `dls` by default. scale_metrics: show the accuracy at each scale
+    while training. `learner_options` go to `Learner`. A pretrained model comes frozen up to its
+    head, as fastai's learners do. Raises `UserError`.
     """
     if not isinstance(dls.train, NativeDL):
         raise UserError(
             "msun_learner: dls hold no images of mixed sizes; make them with NativeImageDataLoaders"
         )
-    config = NetConfig(
-        arch=arch_name(arch),
-        n_classes=n_out or get_c(dls),
-        scales=dls.train.scales,
-        method=method,
-        blocks=blocks,
-        alignment=alignment,
-        grids=None if grids is None else tuple(grids),
-        norm=norm,
-        routing=dls.train.routing,
-    )
-    model = build_net(config, pretrained, weights)
+    if start is not None:
+        saved = start if isinstance(start, SavedModel) else load_model_folder(start)
+        model = with_classes(saved, [str(c) for c in dls.vocab])
+        config = model.config
+        stats = (saved.preprocessing.mean, saved.preprocessing.std)
+    else:
+        config = NetConfig(
+            arch=arch_name(arch),
+            n_classes=n_out or get_c(dls),
+            scales=dls.train.scales,
+            method=method,
+            blocks=blocks,
+            alignment=alignment,
+            grids=None if grids is None else tuple(grids),
+            norm=norm,
+            routing=dls.train.routing,
+        )
+        model = build_net(config, pretrained, weights)
+        stats = input_stats(config.arch)
     entries = model.entry_scales
     views = check_choice("views", views or dls.train.views, VIEWS) if len(entries) > 1 else "all"
-    dls = with_scales(dls, entries, views)
-    add_normalization(dls, *input_stats(config.arch))
+    dls = with_scales(dls, entries, views, routing=config.routing)
+    add_normalization(dls, *stats)
     refuse_resizing(dls.valid)
     scale_accuracies = (
         [ScaleAccuracy(s) for s in entries] if scale_metrics and len(entries) > 1 else []
@@ -133,7 +150,7 @@ def msun_learner(
         splitter=splitter,
         **learner_options,
     )
-    if pretrained or weights is not None:
+    if pretrained or weights is not None or start is not None:
         learn.freeze()
     return learn
 
@@ -173,6 +190,14 @@ def refuse_resizing(dl: NativeDL) -> None:
             f"batch_tfms resize images of the scale {side} to {batch[0].shape[-1]}: the loader "
             "resizes by itself; take the resizing out of batch_tfms"
         )
+
+
+def probe_groups(model: MultiScaleNet) -> list[list[nn.Parameter]]:
+    """A splitter for linear probes: all but the classifiers, and the classifiers (one for each
+    head), which alone stay trainable when the Learner is frozen."""
+    last = [p for layer in classifiers(model) for p in layer.parameters()]
+    inside = {id(p) for p in last}
+    return [[p for p in model.parameters() if id(p) not in inside], last]
 
 
 def saved_model(learn: Learner) -> SavedModel:

@@ -21,6 +21,8 @@ def measure(
     saved, source = saved_model(learn), found.source
     scales = saved.model.entry_scales
     dl = learn.dls.valid
+    if getattr(dl, "world", 1) > 1:  # this process measures alone
+        dl = dl.new(rank=0, world=1)
     if source.test:
         skipping = {"on_bad_image": recipe.data.on_bad_image}
         dl = learn.dls.test_dl(source.test, with_labels=True, **skipping)

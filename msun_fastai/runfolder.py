@@ -1,8 +1,10 @@
-"""Run folders: where a run goes, and what else than the recipe its figures depend on."""
+"""Run folders: where a run goes, whether it is over, and what else its figures depend on."""
 
 from __future__ import annotations
 
+import json
 import platform
+import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib import metadata
@@ -13,19 +15,64 @@ import torch
 
 from msun_fastai import __version__
 from msun_fastai.errors import UserError
+from msun_fastai.recipe import Recipe, load_recipe
 
 PACKAGES = ("torch", "torchvision", "fastai", "datasets", "pillow", "safetensors", "numpy")
+RECIPE, ENVIRONMENT, FINISHED = "recipe.toml", "environment.json", "metrics.json"
+# what may be otherwise when a run goes on: where it runs, not what it computes
+FREE = ("data.root", "data.cache", "train.device", "train.save_minutes", "train.log")
 
 
-def check_empty(folder: Path) -> None:
-    """Raise `UserError` where a run would be written over something."""
-    started = {"recipe.toml", "environment.json"}  # all there is of a run that ended no epoch
-    if not folder.is_dir() or {p.name for p in folder.iterdir()} - started:
+def is_unfinished(folder: Path) -> bool:
+    """Whether `folder` holds a run that was begun and is not over; False where there is nothing.
+
+    Raises `UserError` for one that is over, and for a folder of something else.
+    """
+    if not folder.exists():
+        return False
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else {""}
+    if not names:
+        return False
+    if RECIPE not in names:
         raise UserError(f"run folder {folder}: exists and is not empty; name another")
+    if FINISHED in names:
+        raise UserError(f"run folder {folder}: exists, its run is finished; name another")
+    return True
+
+
+def unfinished_recipe(folder: Path) -> Recipe:
+    """The recipe of the unfinished run in `folder`. Raises `UserError`."""
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder}: no such folder")
+    if not is_unfinished(folder):
+        raise UserError(f"run folder {folder}: empty, there is no run to go on with")
+    return load_recipe(str(folder / RECIPE))
+
+
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Raise `UserError` where the unfinished run in `folder` is one of another recipe."""
+    before, now = flat(load_recipe(str(folder / RECIPE))), flat(recipe)
+    for key in sorted(before):
+        if before[key] != now[key] and key not in FREE:
+            raise UserError(
+                f"run folder {folder}: its unfinished run has {key} = {before[key]!r}, not "
+                f"{now[key]!r}; go on with --resume {folder}, or name another folder"
+            )
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe by its dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in recipe.model_dump().items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            found[name] = value
+    return found
 
 
 def new_run_folder(label: str, run_dir: Path | str | None) -> Path:
-    """A folder that is empty or new: `run_dir`, or `runs/<label>-<time>`."""
+    """A folder that is there afterwards: `run_dir`, or `runs/<label>-<time>`, which is new."""
     if run_dir is not None:
         folder = Path(run_dir)
     else:
@@ -40,15 +87,50 @@ def new_run_folder(label: str, run_dir: Path | str | None) -> Path:
     return folder
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and time: what else a figure depends on."""
-    return {
+def environment(device: torch.device, folder: Path, processes: int = 1) -> dict[str, Any]:
+    """Versions, device, commit and time: what else a figure depends on.
+
+    Of a run that goes on the times are kept, under `resumed`; `started` is the first one.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    try:
+        before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    found: dict[str, Any] = {
         "msun_fastai": __version__,
+        "commit": commit(Path(__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
-        "device": str(device),
+        "device": device_name(device),
+        "processes": processes,
         "threads": torch.get_num_threads(),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": before.get("started", now),
         "arguments": sys.argv[1:],
     }
+    if before:
+        found["resumed"] = [*before.get("resumed", []), now]
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The device, with what its maker calls it where that is known."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def commit(folder: Path) -> str | None:
+    """The commit of the checkout that holds `folder`, with `+` after it where files were changed;
+    None where it is no checkout of this project's."""
+    try:
+        words = ["git", "-C", str(folder), "log", "-1", "--format=%H", "--", "."]
+        found = subprocess.run(words, capture_output=True, text=True, timeout=10)
+        words = ["git", "-C", str(folder), "status", "--porcelain", "--", "."]
+        changed = subprocess.run(words, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if found.returncode or not found.stdout.strip():
+        return None
+    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -106,6 +106,14 @@ class History(Callback):
         self.rows.append({"phase": self.phase, **row})
         write_rows(self.file, self.rows)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be saved with a checkpoint."""
+        return {"phase": self.phase, "rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.phase, self.rows = state["phase"], [dict(row) for row in state["rows"]]
+
 
 @contextmanager
 def warnings_told(console: Console) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback
@@ -61,6 +62,8 @@ class MultiScaleViews(Callback):
     def after_loss(self) -> None:
         losses = [self.loss_func(logits.float(), *self.yb) for logits in self.other_logits]
         losses.append(self.loss_grad)
+        # detached: for whoever has to say at which scale something went wrong
+        self.learn.view_losses = [loss.detach() for loss in losses]
         self.learn.loss_grad = torch.stack(losses).sum(0)
         self.learn.loss = self.loss_grad.detach() / len(losses)
         self.learn.terms["ce"] = self.loss_grad.detach()
@@ -107,6 +110,14 @@ class TermLogger(Callback):
             means = {name: float(total) / self.count for name, total in self.sums.items()}
             self.recorder.log += [means.get(name) for name in self.names]
         self.trained = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be saved with a checkpoint: the sums of this epoch so far."""
+        return {"sums": self.sums, "count": self.count, "trained": self.trained}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.sums, self.count, self.trained = dict(state["sums"]), state["count"], state["trained"]
 
 
 class ScaleAccuracy(Metric):

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 
-from msun_fastai.errors import TrainingError, UserError
+from msun_fastai.errors import Stopped, TrainingError, UserError
 
 # raised by torchvision's own import, about nothing that a user of the command line can change
 warnings.filterwarnings("ignore", message=r".*torch\.jit")
@@ -20,10 +20,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+SIGNALLED = 128  # and the signal's number, as shells have it
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; ends with exit code 0, 1 (failure), 2 (bad input) or 130 (Ctrl-C).
+    """Run the command line; ends with exit code 0, 1 (failure), 2 (bad input), 130 (Ctrl-C) or 143
+    (SIGTERM).
 
     An error is one line on standard error; `--debug`, anywhere, adds the traceback.
     """
@@ -45,6 +47,8 @@ def _run(args: list[str], debug: bool) -> int:
         if code == INTERRUPTED:  # typer's own answer to Ctrl-C, which says nothing
             raise KeyboardInterrupt
         return int(code or 0)
+    except Stopped as error:
+        return _fail(str(error), SIGNALLED + error.signal, debug)
     except TrainingError as error:
         return _fail(str(error), FAILURE, debug)
     except UserError as error:

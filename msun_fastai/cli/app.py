@@ -10,7 +10,10 @@ from msun_fastai import __version__
 from msun_fastai.cli.datasets import datasets
 from msun_fastai.cli.finetune import finetune
 from msun_fastai.cli.flops import flops
+from msun_fastai.cli.linear_probe import linear_probe
 from msun_fastai.cli.predict import predict
+from msun_fastai.cli.pretrain import pretrain
+from msun_fastai.cli.recipes import recipes
 
 app = typer.Typer(
     name="msun-fastai",
@@ -38,7 +41,10 @@ def options(
     """Options of every verb; `main` acts on --debug before they are read."""
 
 
+app.command()(pretrain)
 app.command()(finetune)
-app.command()(flops)
+app.command("linear-probe")(linear_probe)
 app.command()(predict)
+app.command()(flops)
+app.add_typer(recipes)
 app.add_typer(datasets)

@@ -1,0 +1,86 @@
+"""Pictures of a training: its losses and its accuracies, epoch by epoch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msun_fastai.files import replacing
+
+SIZE = (7.0, 4.0)  # inches
+LOSSES = ("train_loss", "valid_loss", "ce", "si")
+
+
+def read_history(file: Path | str) -> list[dict[str, str]]:
+    """The rows of a run's `history.csv`."""
+    with Path(file).open(newline="", encoding="utf-8") as text:
+        return list(csv.DictReader(text))
+
+
+def plot_history(rows: Sequence[Mapping[str, Any]], folder: Path | str) -> list[Path]:
+    """Write `loss.png` and `accuracy.png` to `folder`; returns those that there was anything for.
+
+    Epochs are counted over the whole training, the head's own first one included.
+    """
+    if not rows:
+        return []
+    losses = [name for name in rows[0] if name in LOSSES]
+    accuracies = [name for name in rows[0] if name.startswith("acc")]
+    made = []
+    for name, columns, label in (
+        ("loss", losses, "loss"),
+        ("accuracy", accuracies, "accuracy (%)"),
+    ):
+        scale = 100 if name == "accuracy" else 1
+        lines = {column: series(rows, column, scale) for column in columns}
+        lines = {column: points for column, points in lines.items() if points[0]}
+        if lines:
+            named = {legend(column): points for column, points in lines.items()}
+            made.append(draw(named, "epoch", label, Path(folder) / f"{name}.png"))
+    return made
+
+
+def series(
+    rows: Sequence[Mapping[str, Any]], column: str, scale: float = 1
+) -> tuple[list[int], list[float]]:
+    """Epochs, from 1, and the column's values there times `scale`; empty cells are left out."""
+    points = [(i + 1, row[column]) for i, row in enumerate(rows) if row[column] not in (None, "")]
+    return [epoch for epoch, _ in points], [scale * float(value) for _, value in points]
+
+
+def legend(column: str) -> str:
+    """What a column of the history is called in a picture."""
+    if column == "accuracy":
+        return "at its own size"
+    return column.replace("acc_", "at ").replace("_", " ")
+
+
+def draw(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x: str,
+    y: str,
+    file: Path,
+    log: bool = False,
+) -> Path:
+    """Draw `lines`, their points by name, over the axis `x`, logarithmic with `log`, to `file`."""
+    # not pyplot, whose figures are the program's own and whose backend may want a display
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    for name, (across, up) in lines.items():
+        axes.plot(across, up, marker="o", markersize=3, label=name)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if log:
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return file
