@@ -21,6 +21,10 @@ KEPT = 2
 NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
+class DamagedError(UserError):
+    """A checkpoint that does not hold what was written to it."""
+
+
 @dataclass(frozen=True)
 class CheckpointFolder:
     """The checkpoints of a run, `step-<steps>.ckpt` each, named after the steps that were trained.
@@ -63,7 +67,9 @@ class CheckpointFolder:
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest state that is whole, None where there is none, and what is wrong with others.
 
-        Removes what a killed process left half-written.
+        Removes what a killed process left half-written, and gives damaged files another name, so
+        that they do not count as checkpoints. Raises `UserError` where a file cannot be read at
+        all, for it may be whole.
         """
         wrong: list[str] = []
         for left in self.path.glob(".step-*"):
@@ -71,13 +77,17 @@ class CheckpointFolder:
         for file in self.files():
             try:
                 return read_checkpoint(file), wrong
-            except UserError as error:
+            except DamagedError as error:
                 wrong.append(str(error))
+                file.replace(file.with_suffix(".damaged"))
+        if wrong:
+            wrong.append("no checkpoint is whole: the training starts from the beginning")
         return None, wrong
 
 
 def read_checkpoint(file: Path | str) -> dict[str, Any]:
-    """The state in a checkpoint file. Raises `UserError` where it is damaged."""
+    """The state in a checkpoint file. Raises `DamagedError`, and `UserError` where it cannot be
+    read."""
     try:
         data = Path(file).read_bytes()
     except OSError as error:
@@ -85,8 +95,10 @@ def read_checkpoint(file: Path | str) -> dict[str, Any]:
     head, rest = data[: len(MAGIC)], data[len(MAGIC) :]
     digest, content = rest[:DIGEST], memoryview(rest)[DIGEST:]
     if head != MAGIC or hashlib.sha256(content).digest() != digest:
-        raise UserError(f"checkpoint {file}: damaged (its checksum is not that of what it holds)")
+        raise DamagedError(
+            f"checkpoint {file}: damaged (its checksum is not that of what it holds)"
+        )
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"checkpoint {file}: cannot be read ({type(error).__name__})") from error
+        raise DamagedError(f"checkpoint {file}: damaged ({type(error).__name__})") from error

@@ -49,6 +49,12 @@ class Features:
         rows = self.scales == scale
         return Features(**{c: getattr(self, c)[rows] for c in COLUMNS}, unreadable=self.unreadable)
 
+    def joined(self, other: Features) -> Features:
+        """The rows of both; their images are counted on."""
+        ours, theirs = vars(self), {**vars(other), "images": other.images + self.images.max() + 1}
+        rows = {c: torch.cat([ours[c], theirs[c]]) for c in COLUMNS}
+        return Features(**rows, unreadable=[*self.unreadable, *other.unreadable])
+
     @property
     def seen(self) -> int:
         """How many images have rows."""

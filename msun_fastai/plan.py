@@ -6,25 +6,27 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from fastai.callback.schedule import LRFinder, valley
+from fastai.callback.training import BnFreeze
 from fastai.learner import Learner
 from rich.console import Console
 from torch import Tensor, nn
 
 from msun_fastai.callbacks.step import TrainingStep
-from msun_fastai.errors import UserError
+from msun_fastai.errors import TrainingError, UserError
 from msun_fastai.files import write_rows
 from msun_fastai.flops import count_macs, count_params
 from msun_fastai.plots import draw
-from msun_fastai.processes import world
+from msun_fastai.processes import process_rank
 from msun_fastai.recipe import Recipe
 from msun_fastai.run import Prepared, check_choices, prepare
-from msun_fastai.runfolder import new_run_folder
+from msun_fastai.runfolder import is_unfinished, new_run_folder
 from msun_fastai.scales import view_scales
 from msun_fastai.training import HEAD_EPOCHS, fits
 
@@ -32,6 +34,7 @@ TRIAL = 4  # images in the steps that are timed on a CPU
 TIMED = 2  # steps, after one that warms up
 FORWARD_AND_BACKWARD = 3  # multiples of the forward pass that a step of training costs
 RATES = 100  # steps of a search for the learning rate
+SHOWN = 1.5  # times the first loss: what is above is not drawn
 LEAST = 8  # of them that have to be there for a curve
 
 
@@ -42,6 +45,7 @@ def plan(recipe: Recipe, console: Console) -> dict[str, Any]:
     alone: loading the images, validation and the test at the end come on top. `lines` has it as
     text. Raises `UserError`.
     """
+    _refuse_processes("--dry-run")
     check_choices(recipe, None)
     ready = prepare(recipe, console)
     recipe, learn, train = ready.recipe, ready.learn, ready.recipe.train
@@ -76,25 +80,27 @@ def plan(recipe: Recipe, console: Console) -> dict[str, Any]:
     return {**found, "lines": plan_lines(found, recipe)}
 
 
+def _refuse_processes(option: str) -> None:
+    if process_rank()[1] > 1:
+        raise UserError(f"{option}: one process looks; start it without torchrun")
+
+
 def plan_lines(found: dict[str, Any], recipe: Recipe) -> list[str]:
     """The plan as text, the recipe first."""
     batches = ", ".join(f"{n:,} of side {side}" for side, n in found["batches"].items())
     per_image = ", ".join(f"{n / 1e9:.3f} at {s}" for s, n in found["macs_per_image"].items())
     per_step = ", ".join(f"{n / 1e9:.1f} at {s}" for s, n in found["macs_per_step"].items())
-    hours, rest = divmod(round(found["train_seconds"]), 3600)
     lines = [
         *recipe.to_toml().rstrip().splitlines(),
         "",
         f"parameters {found['params'] / 1e6:.2f}M",
         f"cost of an image, forward (G MACs): {per_image}",
-        f"cost of a step (G MACs): {per_step}",
+        f"cost of a step, all views, forward and back (G MACs): {per_step}",
         f"batches in an epoch: {batches}; {found['epochs']} epochs",
         f"memory about {found['memory_gib']:.2f} GiB, besides what loading images takes",
-        f"training about {hours} h {rest // 60} min {rest % 60} s, the loading of images not "
-        "counted",
+        f"training about {timedelta(seconds=round(found['train_seconds']))} (h:mm:ss), the loading "
+        "of images not counted",
     ]
-    if world() > 1:
-        lines.append(f"for each of {world()} processes")
     return [*lines, "dry run: nothing was trained or written"]
 
 
@@ -105,7 +111,7 @@ def batches_by_side(learn: Learner) -> dict[int, int]:
         return {dl.single_side or dl.scales[-1]: len(dl)}
     counts = {side: n for side, n in dl.scale_counts().items() if n}
     cut = math.floor if dl.drop_last else math.ceil
-    return {side: max(1, cut(n / (dl.bs * world()))) for side, n in counts.items()}
+    return {side: max(1, cut(n / dl.bs)) for side, n in counts.items()}
 
 
 def step_macs(macs: dict[int, int], side: int, recipe: Recipe, bs: int, cached: bool) -> int:
@@ -209,19 +215,27 @@ def find_rate(
 ) -> dict[str, Any]:
     """A mock training whose rate rises with every step, and the rate that its losses suggest.
 
-    fastai's finder (Smith 2015) and its `valley` suggestion; of a network that starts from trained
-    weights it is the rate of the head, as `fine_tune` takes it. Writes `lr.csv` and `lr.png`.
+    fastai's finder (Smith 2015) and its `valley` suggestion. Where the head is trained first, it
+    is the rate of the head, as `fine_tune` takes it. Writes `lr.csv` and `lr.png`.
     Raises `UserError`.
     """
     if recipe.verb == "linear-probe" and recipe.probe.protocol == "cached":
         raise UserError("--find-lr: a cached probe has no learning rate; try --protocol sgd")
+    _refuse_processes("--find-lr")
     check_choices(recipe, None)
+    if run_dir is not None and is_unfinished(Path(run_dir)):
+        raise UserError(f"run folder {run_dir}: has a run in it; name another")
     ready = prepare(recipe, console)
     learn = ready.learn
+    probe = recipe.verb == "linear-probe"
+    if not probe and len(fits(ready.recipe, learn)) == 1:
+        learn.unfreeze()
     with tempfile.TemporaryDirectory() as scratch:
         learn.path = Path(scratch)  # fastai keeps the weights there to put them back
         cbs = [LRFinder(num_it=RATES), TrainingStep(ready.recipe.train.precision)]
-        with learn.no_logging(), learn.no_bar():
+        cbs += [BnFreeze()] if probe else []
+        # a loss that is not finite ends the search, as one that rises does
+        with learn.no_logging(), learn.no_bar(), suppress(TrainingError):
             learn.fit(RATES // len(learn.dls.train) + 1, cbs=cbs)
     rates = [float(rate) for rate in learn.recorder.lrs]
     losses = [float(loss) for loss in learn.recorder.losses]
@@ -236,7 +250,10 @@ def find_rate(
     suggested, _ = valley(rates[first:], losses[first:], RATES)
     folder = new_run_folder(f"{ready.found.source.name}-find-lr", run_dir)
     write_rows(folder / "lr.csv", [{"lr": r, "loss": v} for r, v in zip(rates, losses)])
-    draw({"smoothed loss": (rates, losses)}, "learning rate", "loss", folder / "lr.png", log=True)
+    shown = [i for i, loss in enumerate(losses) if loss <= SHOWN * losses[0]]
+    curve = ([rates[i] for i in shown], [losses[i] for i in shown])
+    file = folder / "lr.png"
+    draw({"smoothed loss": curve}, "learning rate", "loss", file, log_x=True, mark=suggested)
     lines = [
         f"suggested: --lr {suggested:.2g}",
         f"losses by rate: {folder / 'lr.png'}, {folder / 'lr.csv'}; nothing was trained",

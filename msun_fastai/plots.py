@@ -10,7 +10,8 @@ from typing import Any
 from msun_fastai.files import replacing
 
 SIZE = (7.0, 4.0)  # inches
-LOSSES = ("train_loss", "valid_loss", "ce", "si")
+LOSSES = ("train_loss", "valid_loss", "si")  # `ce` is a sum over the views, on another scale
+RANGE = 30  # times the smallest loss: where the largest is above, the axis is logarithmic
 
 
 def read_history(file: Path | str) -> list[dict[str, str]]:
@@ -38,8 +39,13 @@ def plot_history(rows: Sequence[Mapping[str, Any]], folder: Path | str) -> list[
         lines = {column: points for column, points in lines.items() if points[0]}
         if lines:
             named = {legend(column): points for column, points in lines.items()}
-            made.append(draw(named, "epoch", label, Path(folder) / f"{name}.png"))
+            wide = name == "loss" and _is_wide([v for _, up in lines.values() for v in up])
+            made.append(draw(named, "epoch", label, Path(folder) / f"{name}.png", log_y=wide))
     return made
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) > RANGE * min(values)
 
 
 def series(
@@ -52,8 +58,9 @@ def series(
 
 def legend(column: str) -> str:
     """What a column of the history is called in a picture."""
-    if column == "accuracy":
-        return "at its own size"
+    names = {"accuracy": "at its own size", "si": "SI term"}
+    if column in names:
+        return names[column]
     return column.replace("acc_", "at ").replace("_", " ")
 
 
@@ -62,9 +69,12 @@ def draw(
     x: str,
     y: str,
     file: Path,
-    log: bool = False,
+    log_x: bool = False,
+    log_y: bool = False,
+    mark: float | None = None,
 ) -> Path:
-    """Draw `lines`, their points by name, over the axis `x`, logarithmic with `log`, to `file`."""
+    """Draw `lines`, their points by name, to `file`; log_x, log_y: logarithmic axes. mark: a place
+    on the axis `x`."""
     # not pyplot, whose figures are the program's own and whose backend may want a display
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -72,15 +82,21 @@ def draw(
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     for name, (across, up) in lines.items():
-        axes.plot(across, up, marker="o", markersize=3, label=name)
+        # dashes let a line be seen that has another one on it
+        style = "--" if name == "at its own size" else "-"
+        axes.plot(across, up, style, marker="o", markersize=3, label=name)
+    if mark is not None:
+        axes.axvline(mark, color="black", linestyle=":", label=f"{mark:.2g}")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    if log:
+    if log_y:
+        axes.set_yscale("log")
+    if log_x:
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return file

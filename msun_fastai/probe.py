@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,13 +151,15 @@ def linear_probe(
     on_bad: str = "skip",
     max_bad: float = MAX_BAD,
     check: Callable[[], object] = bool,
+    refit: bool = False,
 ) -> tuple[SavedModel, dict[str, Any]]:
     """`saved` with classifiers fitted on the features of `train`, and a report.
 
-    valid: what the strength is chosen on, held out of the training part; the classifier is not
-    fitted on it afterwards. One classifier for each head: of private heads, on the rows of its
-    scale. The features are kept in `folder/features`. The network of `saved`, which has the classes
-    of the samples already, is changed in place.
+    valid: what the strength is chosen on. refit: the classifier of that strength is then fitted
+    again, on both, as it should be where `valid` was held out of the training part. One classifier
+    for each head: of private heads, on the rows of its scale. The features are kept in
+    `folder/features`. The network of `saved`, which has the classes of the samples already, is
+    changed in place.
 
     The report: `features` (d), `views`; `images`, `rows` and `unreadable` (the reasons) of each
     part; `heads`, each with its `scales`, `strength`, `table` and `notes`; `seconds` for the
@@ -178,7 +180,10 @@ def linear_probe(
             refuse_too_many(bad, len(bad), parts[part].seen + len(bad), max_bad)
     taken = time.perf_counter()
     heads = _rows_of_heads(net, parts)
-    probes = [fit_probe(*rows, net.config.n_classes, strengths, check=check) for rows in heads]
+    n_classes = net.config.n_classes
+    probes = [fit_probe(*rows, n_classes, strengths, check=check) for rows in heads]
+    if refit:
+        probes = [_again(*rows, n_classes, probe, check) for rows, probe in zip(heads, probes)]
     fitted = time.perf_counter()
     set_classifier(net, probes)
     return saved, {
@@ -190,6 +195,14 @@ def linear_probe(
         "heads": [_about(rows[0], probe) for rows, probe in zip(heads, probes)],
         "seconds": {"features": taken - started, "fit": fitted - taken},
     }
+
+
+def _again(
+    train: Features, valid: Features, n_classes: int, chosen: Probe, check: Callable[[], object]
+) -> Probe:
+    """The probe of the strength that was chosen, fitted on the rows of both parts."""
+    probe = fit_probe(train.joined(valid), valid, n_classes, [chosen.strength], check=check)
+    return replace(probe, table=chosen.table, notes=[*chosen.notes, *probe.notes])
 
 
 def _about(rows: Features, probe: Probe) -> dict[str, Any]:

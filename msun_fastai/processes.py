@@ -43,7 +43,7 @@ def joined_processes(device: str | None = None) -> Iterator[None]:
     """All processes that were started together, joined for what is done inside.
 
     device: the type on which they compute, `cuda` (each the GPU of its number on this machine) or
-    `cpu`; by default `cuda` where there is one. One that dies or hangs ends the others within a
+    `cpu`; by default `cuda` where there is one. One that dies ends the others within a
     minute, with an error. Raises `UserError` where they cannot be joined.
     """
     if process_rank()[1] == 1 or world() > 1:  # nothing to join, or somebody else's doing

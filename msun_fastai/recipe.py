@@ -24,7 +24,7 @@ BASE = "base"  # the key that names the recipe on which another rests
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are of the type they say."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DataSection(Section):
@@ -165,6 +165,15 @@ class Recipe(Section):
             section[last] = value
         return _checked(data, where)
 
+    def unset(self) -> list[str]:
+        """The dotted keys that have no value."""
+        found = []
+        for name, value in self.model_dump().items():
+            inner = value.items() if isinstance(value, dict) else ()
+            found += [f"{name}.{key}" for key, v in inner if v is None]
+            found += [name] if value is None else []
+        return found
+
     def to_toml(self) -> str:
         """The recipe as TOML; values that are not set are left out, as TOML has no null."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
@@ -198,7 +207,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a recipe says, on top of what the one that it rests on says (`base`, a path from it)."""
+    """What a recipe says, on top of what the one that it rests on says."""
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -211,10 +220,21 @@ def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise UserError(f"{file}: base = {base!r}: name a recipe's file")
-    below = (file.parent / base).resolve()
+    below = _base_file(file, base)
     if below in (*above, file.resolve()):
         raise UserError(f"{file}: base {base}: rests on itself")
     return _merged(_read(below, (*above, file.resolve())), data)
+
+
+def _base_file(file: Path, base: str) -> Path:
+    """A path from `file`, or, without `.toml`, a shipped recipe or what those rest on."""
+    if base.endswith(".toml"):
+        return (file.parent / base).resolve()
+    shared = {f.stem: f for f in (recipe_folder() / "shared").glob("*.toml")}
+    known = {**shipped_recipes(), **shared}
+    if base not in known:
+        raise UserError(f"{file}: base {base!r} is unknown; {did_you_mean(base, known)}")
+    return known[base].resolve()
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -252,5 +272,8 @@ def _checked(data: dict[str, Any], where: str) -> Recipe:
         section: Any = Recipe
         for part in first["loc"][:-1]:
             section = section.model_fields[part].annotation
+        prefix = "".join(f"{part}." for part in first["loc"][:-1])
         near = did_you_mean(str(first["loc"][-1]), section.model_fields)
+        for word in ("did you mean ", " or "):
+            near = near.replace(word, word + prefix)
         raise UserError(f"{where}: unknown key {key!r}; {near}") from None

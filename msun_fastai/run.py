@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from msun_fastai.callbacks.console import tell_bad, warnings_told
 from msun_fastai.callbacks.step import PRECISIONS, check_precision
+from msun_fastai.checkpoints import CheckpointFolder
 from msun_fastai.data.bad import ON_BAD_IMAGE
 from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
@@ -23,7 +26,7 @@ from msun_fastai.data.scan import Scan, scan
 from msun_fastai.data.sources import data_root, source_from_name, source_from_path
 from msun_fastai.data.stream import StreamSource, stream_source
 from msun_fastai.devices import pick_device
-from msun_fastai.errors import UserError
+from msun_fastai.errors import Stopped, TrainingError, UserError
 from msun_fastai.files import write_json, write_rows, write_text
 from msun_fastai.learner import Consistency, msun_learner, probe_groups, save_learner, saved_model
 from msun_fastai.losses import DISTANCES
@@ -37,6 +40,7 @@ from msun_fastai.processes import gathered, is_main, joined_processes, process_r
 from msun_fastai.recipe import VERBS, DataSection, Recipe
 from msun_fastai.runfolder import (
     FINISHED,
+    check_same_processes,
     check_same_recipe,
     environment,
     is_unfinished,
@@ -45,8 +49,10 @@ from msun_fastai.runfolder import (
 from msun_fastai.scales import VIEWS, check_choice, check_scales
 from msun_fastai.schedules import OPTIMIZERS, SCHEDULES, make_optimizer
 from msun_fastai.stopping import StopRequest, stop_on_signals
-from msun_fastai.training import KEEPS, LOGS, train
+from msun_fastai.training import KEEPS, check_log, train
 
+# words in the errors of what processes do together
+COLLECTIVES = ("gloo", "nccl", "connection closed", "connection reset")
 HELD_OUT = 0.2  # of the training images, for a probe to choose its strength on
 
 
@@ -143,6 +149,7 @@ def _folder(prepared: Prepared, run_dir: Path | str | None) -> Path:
         goes_on = run_dir is not None and is_unfinished(Path(run_dir))
         if goes_on:
             check_same_recipe(Path(str(run_dir)), recipe)
+            check_same_processes(Path(str(run_dir)), world())
         folder = new_run_folder(label, run_dir)
     return Path(gathered(str(folder))[0])
 
@@ -153,14 +160,35 @@ def _trained(prepared: Prepared, folder: Path, console: Console) -> float:
     if is_main():
         write_text(folder / "recipe.toml", recipe.to_toml())
         write_json(folder / "environment.json", environment(learn.dls.device, folder, world()))
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, going_on_told(folder):
         if recipe.verb == "linear-probe" and recipe.probe.protocol == "cached":
-            return _probed(prepared, folder, console, stop)
-        seconds = train(recipe, learn, folder, console, stop)
-    if is_main():
-        save_learner(learn, folder / "model")
-        plot_history(read_history(folder / "history.csv"), folder / "plots")
+            seconds = _probed(prepared, folder, console, stop)
+        else:
+            seconds = train(recipe, learn, folder, console, stop)
+            if is_main():
+                plot_history(read_history(folder / "history.csv"), folder / "plots")
+        if is_main():
+            save_learner(learn, folder / "model")
+        stop.check()
     return seconds
+
+
+@contextmanager
+def going_on_told(folder: Path) -> Iterator[None]:
+    """What ends a training, with how to go on in what it says."""
+    try:
+        yield
+    except Stopped as error:
+        if CheckpointFolder(folder / "checkpoints").files():
+            error.message += f"; --resume {folder} goes on"
+        raise
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if world() == 1 or not any(word in text.lower() for word in COLLECTIVES):
+            raise
+        raise TrainingError(
+            f"another process is gone; --resume {folder} goes on ({text[:200]})"
+        ) from error
 
 
 def _probed(prepared: Prepared, folder: Path, console: Console, stop: StopRequest) -> float:
@@ -173,7 +201,8 @@ def _probed(prepared: Prepared, folder: Path, console: Console, stop: StopReques
             "linear-probe: a stream has no part to choose the strength on; take a local copy, or "
             "--protocol sgd"
         )
-    if not source.test:  # what is there to choose on is the test part itself
+    held_out = not source.test
+    if held_out:  # else what is there to choose on is the test part itself
         source = source.carved(HELD_OUT, recipe.train.seed)
     saved, report = linear_probe(
         saved_model(learn),
@@ -187,6 +216,7 @@ def _probed(prepared: Prepared, folder: Path, console: Console, stop: StopReques
         recipe.data.on_bad_image,
         recipe.data.max_bad,
         stop.check,
+        refit=held_out,
     )
     learn.model.load_state_dict(saved.model.state_dict())
     for reason in [*report["unreadable"]["train"], *report["unreadable"]["valid"]]:
@@ -206,7 +236,6 @@ def _probed(prepared: Prepared, folder: Path, console: Console, stop: StopReques
         f"classifier: {seconds['fit']:.1f} s",
     )
     write_json(folder / "probe.json", report)
-    save_learner(learn, folder / "model")
     return seconds["features"] + seconds["fit"]
 
 
@@ -247,13 +276,22 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     check_choice("precision", options.precision, PRECISIONS)
     check_choice("protocol", recipe.probe.protocol, PROTOCOLS)
     if options.log is not None:
-        check_choice("log", options.log, LOGS)
+        check_log(options.log)
+    if recipe.verb == "pretrain" and (model.pretrained or model.weights is not None):
+        raise UserError(
+            "pretrain: starts from random weights; set model.pretrained = false (--no-pretrained), "
+            "or finetune"
+        )
     if options.schedule == "cosine" and options.warmup >= options.epochs:
         raise UserError(
             f"train.warmup: {options.warmup:g} epochs of warm-up in a training of "
-            f"{options.epochs}; give fewer"
+            f"{options.epochs}; give --set train.warmup={options.epochs / 10:g} or the like"
         )
     check_precision(options.precision, pick_device(options.device))
+    if process_rank()[1] > 1 and ":" in (options.device or ""):
+        raise UserError(
+            f"device {options.device}: each of several processes takes its own; say cuda or cpu"
+        )
     if recipe.data.stream and process_rank()[1] > 1 and options.views != "all":
         raise UserError(
             f"views {options.views}: the processes' batches of a stream would not be of one scale; "
@@ -305,6 +343,7 @@ def resolved(recipe: Recipe) -> Recipe:
         network.pop("n_classes")
         values = {f"model.{key}": value for key, value in network.items()}
         values |= {"data.resize": saved.preprocessing.resize, "model.pretrained": False}
+        values["model.start"] = str(Path(recipe.model.start).resolve())  # to go on from anywhere
         recipe = recipe.with_values(values, "recipe")
     model, method = recipe.model, find_method(recipe.model.method)
     kind = method.consistency(recipe.consistency.kind, model.scales, recipe.train.views)

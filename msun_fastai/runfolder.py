@@ -44,6 +44,8 @@ def unfinished_recipe(folder: Path) -> Recipe:
     """The recipe of the unfinished run in `folder`. Raises `UserError`."""
     if not folder.is_dir():
         raise UserError(f"run folder {folder}: no such folder")
+    if (folder / FINISHED).is_file():
+        raise UserError(f"run {folder}: is over; there is nothing to go on with")
     if not is_unfinished(folder):
         raise UserError(f"run folder {folder}: empty, there is no run to go on with")
     return load_recipe(str(folder / RECIPE))
@@ -58,6 +60,16 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
                 f"run folder {folder}: its unfinished run has {key} = {before[key]!r}, not "
                 f"{now[key]!r}; go on with --resume {folder}, or name another folder"
             )
+
+
+def check_same_processes(folder: Path, processes: int) -> None:
+    """Raise `UserError` where the unfinished run in `folder` is one of another number of them."""
+    before = _environment(folder).get("processes", processes)
+    if before != processes:
+        raise UserError(
+            f"run folder {folder}: was begun with {before} processes, and goes on with as many; "
+            f"there are {processes}"
+        )
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
@@ -93,10 +105,7 @@ def environment(device: torch.device, folder: Path, processes: int = 1) -> dict[
     Of a run that goes on the times are kept, under `resumed`; `started` is the first one.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    try:
-        before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
+    before = _environment(folder)
     found: dict[str, Any] = {
         "msun_fastai": __version__,
         "commit": commit(Path(__file__).parent),
@@ -114,6 +123,13 @@ def environment(device: torch.device, folder: Path, processes: int = 1) -> dict[
     return found
 
 
+def _environment(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def device_name(device: torch.device) -> str:
     """The device, with what its maker calls it where that is known."""
     if device.type == "cuda":
@@ -122,15 +138,18 @@ def device_name(device: torch.device) -> str:
 
 
 def commit(folder: Path) -> str | None:
-    """The commit of the checkout that holds `folder`, with `+` after it where files were changed;
-    None where it is no checkout of this project's."""
+    """The commit that is checked out where `folder` is, with `+` after it where files were changed;
+    None where `folder` is no part of a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
     try:
-        words = ["git", "-C", str(folder), "log", "-1", "--format=%H", "--", "."]
-        found = subprocess.run(words, capture_output=True, text=True, timeout=10)
-        words = ["git", "-C", str(folder), "status", "--porcelain", "--", "."]
-        changed = subprocess.run(words, capture_output=True, text=True, timeout=10)
+        git("ls-files", "--error-unmatch", "__init__.py")  # else it is installed into one
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    if found.returncode or not found.stdout.strip():
-        return None
-    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")

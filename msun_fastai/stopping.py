@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from msun_fastai.errors import Stopped
+from msun_fastai.processes import is_main
+
+TWICE = 2.0  # seconds in which a second signal is the first one again
 
 
 class StopRequest:
     """Whether somebody asked for the end: the signal's number, 0 as long as nobody did."""
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self.at = 0, 0.0
 
     def check(self) -> None:
         """Raise `Stopped` if somebody asked."""
@@ -25,16 +30,21 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGTERM and Ctrl-C are noted for whoever asks between two steps; a second one ends at once.
+    """SIGTERM and Ctrl-C are noted for whoever asks between two steps; a second one ends at once,
+    unless it comes within two seconds: a launcher may send the same signal twice.
 
     Only in the main thread, where Python delivers signals; elsewhere nothing is ever noted.
     """
-    request = StopRequest()
+    request, owner = StopRequest(), os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if request.signal:
+        now = time.monotonic()
+        if request.signal and now - request.at > TWICE:
             raise Stopped(number)
-        request.signal = number
+        if not request.signal:
+            request.signal, request.at = number, now
+            if is_main() and os.getpid() == owner:  # the loader's processes inherit this
+                os.write(2, b"msun-fastai: stopping after this step\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield request

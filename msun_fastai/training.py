@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -27,7 +28,7 @@ from msun_fastai.errors import UserError
 from msun_fastai.learner import saved_model
 from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.saving import load_model_folder, save_model_folder
-from msun_fastai.processes import is_main, world
+from msun_fastai.processes import gathered, is_main, world
 from msun_fastai.recipe import Recipe, TrainSection
 from msun_fastai.scales import check_choice
 from msun_fastai.schedules import warmup_cosine
@@ -97,15 +98,25 @@ def train(
     state, damaged = checkpoints.newest()
     for text in damaged:
         tell(text)
-    if state is not None:
-        tell(f"going on after {state['steps']} steps of training")
+    steps = state["steps"] if state else 0
+    if len(set(gathered(steps))) > 1:
+        raise UserError(
+            f"checkpoints in {checkpoints.path}: not all processes see the same ones; the run "
+            "folder has to be one that all of them share"
+        )
+    if steps:
+        tell(f"going on after {steps} steps of training")
     saver = Checkpoints(checkpoints, net, train.save_minutes, stop, state)
+    del state  # the saver drops it once it is used
     with ExitStack() as stack:
         stack.enter_context(warnings_told(console))
         cbs = [saver, History(folder / "history.csv"), TrainingStep(train.precision, tell)]
-        cbs.append(stack.enter_context(ConsoleProgress(console, recipe.model.method)))
+        progress = stack.enter_context(ConsoleProgress(console, recipe.model.method))
+        cbs.append(progress)
         if is_main() and train.log is not None:
-            cbs.append(_logger(train.log, recipe, folder, stack))
+            cbs.append(_logger(recipe, learn, folder, stack))
+        if train.compile:
+            tell("compiling the network: the first steps of training and validation take minutes")
         cbs += _options(recipe, learn)
         todo = fits(recipe, learn)
         average = WeightAverage(train.ema) if train.ema is not None else None
@@ -116,6 +127,7 @@ def train(
                 if number < saver.starts_with:
                     continue
                 last = number == len(todo) - 1
+                progress.label = recipe.model.method + ("" if last else " head")
                 # the average and the best are of the fit of everything, not of the head's
                 watched = [average, best, EarlyStop(best, tell)] if last else []
                 fit([*cbs, *(cb for cb in watched if cb is not None)])
@@ -154,23 +166,25 @@ def _options(recipe: Recipe, learn: Learner) -> list[Callback]:
     return cbs
 
 
-def _logger(name: str, recipe: Recipe, folder: Path, stack: ExitStack) -> Callback:
-    """fastai's own callback for TensorBoard or W&B. Raises `UserError` where it is not there."""
+def check_log(name: str) -> None:
+    """Raise `UserError` where `name` is no logger, or one that is not installed."""
     check_choice("log", name, LOGS)
-    try:
-        if name == "tensorboard":
-            from fastai.callback.tensorboard import TensorBoardCallback
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"log {name}: {name} is not installed; pip install {name}")
 
-            board = TensorBoardCallback(folder / "tensorboard", trace_model=False, log_preds=False)
-            return board
-        import wandb
-        from fastai.callback.wandb import WandbCallback
 
-        stack.enter_context(
-            wandb.init(project="msun-fastai", config=recipe.model_dump(), dir=str(folder))
-        )
-        return WandbCallback(log=None, log_preds=False, log_model=False)
-    except ImportError as error:
-        raise UserError(
-            f"log {name}: {error.name or name} is not installed; pip install {name}"
-        ) from error
+def _logger(recipe: Recipe, learn: Learner, folder: Path, stack: ExitStack) -> Callback:
+    """fastai's own callback for TensorBoard or W&B."""
+    if recipe.train.log == "tensorboard":
+        from fastai.callback.tensorboard import TensorBoardCallback
+
+        return TensorBoardCallback(folder / "tensorboard", trace_model=False, log_preds=False)
+    import wandb
+    from fastai.callback.wandb import WandbCallback
+
+    config = recipe.model_dump()
+    stack.enter_context(wandb.init(project="msun-fastai", config=config, dir=str(folder)))
+    # what fastai would tell it of the Learner: it trips over the samples, and draws a batch
+    learn.gather_args = dict
+    stack.callback(learn.__dict__.pop, "gather_args")
+    return WandbCallback(log=None, log_preds=False, log_model=False)

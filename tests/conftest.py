@@ -14,6 +14,19 @@ SCALES = (16, 32, 64)
 ROOT = Path(__file__).parent.parent
 
 
+# a recipe of 5 steps an epoch, with a checkpoint after each
+SMALL = {
+    "data.workers": 0,
+    "model.arch": "thin_resnet10",
+    "model.scales": [16, 24, 32],
+    "model.pretrained": False,
+    "train.epochs": 2,
+    "train.bs": 8,
+    "train.device": "cpu",
+    "train.save_minutes": 1e-9,  # after every step
+}
+
+
 @pytest.fixture(scope="session")
 def shapes():
     """A small draw of the embedded dataset: 80 images to train, 41 to validate."""
@@ -88,3 +101,40 @@ def run(capsys):
         return ended.value.code, out.out, out.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Class folders of small pictures, of sides that go to every scale: 40 to train, 9 to watch."""
+    from PIL import Image
+
+    from msun_fastai.data.images import load_pixels
+    from msun_fastai.data.shapes import shapes_source
+
+    folder = tmp_path_factory.mktemp("photos")
+    source = shapes_source(40, 9, seed=5)
+    for part in ("train", "valid"):
+        for i, sample in enumerate(getattr(source, part)):
+            file = folder / part / sample.label / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            side = (15, 22, 34)[i % 3]
+            Image.fromarray(load_pixels(sample.image)).resize((side, side)).save(file)
+    return folder
+
+
+@pytest.fixture
+def recipe_of(photos, tmp_path):
+    """A function that makes a small recipe on `photos`, with some of its values changed."""
+    from safetensors.torch import save_file
+
+    from msun_fastai.models.thin import thin_resnet10
+    from msun_fastai.recipe import Recipe
+
+    def make(**values):
+        if "model.weights" in values:
+            file = tmp_path / values["model.weights"]
+            save_file(thin_resnet10(1000).state_dict(), file)
+            values = {**values, "model.weights": str(file)}
+        return Recipe().with_values({**SMALL, "data.path": str(photos), **values}, "test")
+
+    return make

@@ -11,9 +11,9 @@ PACKAGE = Path(msun_fastai.__file__).parent
 # from the ground up; a module may import those of lower floors, and of its own floor where allowed
 FLOORS = [
     ("errors", "__init__"),
-    ("scales", "files", "memory", "stopping"),
+    ("scales", "files", "memory"),
     ("views", "losses", "recipe", "devices", "processes", "schedules", "checkpoints", "plots"),
-    ("smoke", "recipe_list"),
+    ("smoke", "recipe_list", "stopping"),
     ("data",),
     ("models",),
     ("callbacks",),

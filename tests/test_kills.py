@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_resume import SMALL, assert_same, photos  # noqa: F401  a fixture
+from conftest import SMALL
+from test_resume import assert_same
 
 from msun_fastai.checkpoints import CheckpointFolder
 
@@ -27,7 +28,7 @@ OPTIONS = {
 }
 
 
-def command(photos, folder, **values):  # noqa: F811
+def command(photos, folder, **values):
     words = [sys.executable, str(SCRIPT), "finetune", "--data", str(photos)]
     for key, value in {**SMALL, **OPTIONS, **values}.items():
         words += ["--set", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
@@ -40,7 +41,7 @@ def start(words, **environment):
 
 
 @pytest.mark.slow
-def test_twenty_kills(photos, tmp_path):  # noqa: F811
+def test_twenty_kills(photos, tmp_path):
     """15 steps, a checkpoint after each and after each epoch; killed at 20 places on the way."""
     whole = start(command(photos, tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
@@ -61,7 +62,7 @@ def test_twenty_kills(photos, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_twenty_failed_writes(photos, tmp_path):  # noqa: F811
+def test_twenty_failed_writes(photos, tmp_path):
     """The disk full from one of the checkpoints on, or the folder not to be written to any more."""
     begun = start(command(photos, tmp_path / "begun"), KILL="step:5")
     assert begun.returncode == -signal.SIGKILL, begun.stderr
@@ -106,7 +107,7 @@ def test_twenty_failed_writes(photos, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_end_the_program(photos, tmp_path, number, code):  # noqa: F811
+def test_signals_end_the_program(photos, tmp_path, number, code):
     words = command(photos, tmp_path / "run", **{"train.epochs": 500, "data.workers": 1})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -118,6 +119,31 @@ def test_signals_end_the_program(photos, tmp_path, number, code):  # noqa: F811
     os.killpg(process.pid, number)  # the loader's processes get it, too
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
-    assert error.strip() == f"msun-fastai: {'terminated' if code == 143 else 'interrupted'}"
+    how = "terminated" if code == 143 else "interrupted"
+    assert error.splitlines() == [
+        "msun-fastai: stopping after this step",
+        f"msun-fastai: {how}; --resume {tmp_path / 'run'} goes on",
+    ]
     state, damaged = folder.newest()
     assert (state["steps"] > 1, damaged) == (True, [])
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_together(photos, tmp_path):
+    """Both killed in a step, twice, with batches of mixed scales that are shared out."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "--max-restarts", "0"]
+    options = {"data.workers": 1, "train.views": "native", "model.method": "msun"}
+    whole = start([*torchrun, *command(photos, tmp_path / "whole", **options)[1:]])
+    assert whole.returncode == 0, whole.stderr
+    words = [*torchrun, *command(photos, tmp_path / "killed", **options)[1:]]
+    for step in (2, 4):
+        killed = start(words, KILL=f"step:{step}")
+        assert killed.returncode != 0
+    state, _ = CheckpointFolder(tmp_path / "killed" / "checkpoints").newest()
+    assert state["steps"] > 2
+    last = start(words)
+    assert last.returncode == 0, last.stderr
+    assert "going on after" in last.stdout
+    assert last.stdout.count("run folder") == whole.stdout.count("run folder")
+    assert_same(tmp_path / "killed", tmp_path / "whole")

@@ -402,3 +402,24 @@ def test_it_can_be_ended_between_two_steps(saved, shapes, tmp_path):
             )
         assert len(list(folder.rglob("*.safetensors"))) == kept
         assert torch.equal(classifiers(saved.model)[0].weight, before)
+
+
+def test_refit_takes_what_was_held_out(saved_run, shapes, tmp_path):
+    saved = load_model_folder(saved_run)
+    train, valid = shapes.train[:40], shapes.train[40:60]
+    strengths = [0.001, 0.1]
+    chosen, first = linear_probe(saved, train, valid, strengths, folder=tmp_path)
+    before = classifiers(chosen.model)[0].weight.clone()
+    again, report = linear_probe(
+        load_model_folder(saved_run), train, valid, strengths, folder=tmp_path, refit=True
+    )
+    assert report["heads"][0]["table"] == first["heads"][0]["table"]
+    strength = report["heads"][0]["strength"]
+    whole, _ = linear_probe(
+        load_model_folder(saved_run), [*train, *valid], valid, [strength], folder=tmp_path / "both"
+    )
+    weight = classifiers(again.model)[0].weight
+    assert not torch.allclose(weight, before, atol=1e-3)
+    same = (weight - classifiers(whole.model)[0].weight).abs().max()
+    other = (before - classifiers(whole.model)[0].weight).abs().max()
+    assert same < other / 10  # as near as two ways down to the same minimum end

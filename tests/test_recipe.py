@@ -170,9 +170,12 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("train.epoch", 3, "unknown key 'train.epoch'; did you mean epochs"),
+        ("train.epoch", 3, "unknown key 'train.epoch'; did you mean train.epochs"),
         ("trian.epochs", 3, "unknown key 'trian'; did you mean train"),
         ("train.epochs", "many", "train.epochs = 'many'"),
+        ("train.epochs", "5", "train.epochs = '5'"),
+        ("train.bs", True, "train.bs = True"),
+        ("data.stream", "yes", "data.stream = 'yes'"),
         ("train.epochs", 0, "greater than or equal to 1"),
         ("train.lr", -1.0, "greater than 0"),
         ("model.scales", "32", "model.scales"),
@@ -300,7 +303,7 @@ def test_a_file_is_checked(run, tmp_path):
     code, out, _ = run("recipes", "check", file)
     assert (code, out.strip()) == (0, f"{file}: a recipe for `finetune`: shapes, resnet50, msun")
     for text, says in (
-        ("[train]\nlrr = 1", "unknown key 'train.lrr'; did you mean lr"),
+        ("[train]\nlrr = 1", "unknown key 'train.lrr'; did you mean train.lr"),
         ('[train]\nviews = "nativ"', "views: unknown value 'nativ'; did you mean native"),
         ('[model]\nmethod = "msum"', "did you mean msun"),
         ("[model]\nscales = [64, 32]", "not ascending"),

@@ -5,14 +5,14 @@ import json
 
 import pytest
 import torch
+from conftest import SMALL
 from PIL import Image
 from rich.console import Console
-from test_resume import SMALL, photos, recipe_of  # noqa: F401  fixtures
 
 from msun_fastai import run as runs
 from msun_fastai.data.images import load_pixels
 from msun_fastai.data.shapes import shapes_source
-from msun_fastai.errors import UserError
+from msun_fastai.errors import TrainingError, UserError
 from msun_fastai.models.heads import classifiers, without_classifiers
 from msun_fastai.models.saving import load_model_folder
 from msun_fastai.plan import plan
@@ -22,7 +22,7 @@ QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def pretrained(photos, tmp_path_factory):  # noqa: F811
+def pretrained(photos, tmp_path_factory):
     """A run of ten classes, trained a little."""
     from msun_fastai.recipe import Recipe
 
@@ -63,7 +63,7 @@ def test_everything_that_is_known_of_a_run(pretrained):
     assert best.model.config == load_model_folder(pretrained).model.config
 
 
-def test_finetune_from_a_run(pretrained, others, recipe_of, tmp_path):  # noqa: F811
+def test_finetune_from_a_run(pretrained, others, recipe_of, tmp_path):
     """Its network, with a classifier for the new classes; the recipe's own is not asked for."""
     values = {"data.path": str(others), "model.start": str(pretrained), "model.arch": "vgg16"}
     recipe = runs.resolved(recipe_of(**values))
@@ -86,7 +86,7 @@ def test_finetune_from_a_run(pretrained, others, recipe_of, tmp_path):  # noqa: 
     assert len(moved) > 50
 
 
-def test_same_classes_keep_their_classifier(pretrained, photos, recipe_of):  # noqa: F811
+def test_same_classes_keep_their_classifier(pretrained, photos, recipe_of):
     recipe = runs.resolved(recipe_of(**{"model.start": str(pretrained)}))
     learn = runs.make_learner(recipe, runs.load_source(recipe))
     before = load_model_folder(pretrained).model.state_dict()
@@ -101,7 +101,7 @@ def test_linear_probe_moves_the_classifier_alone(
     recipe_of,
     tmp_path,
     protocol,
-    views,  # noqa: F811
+    views,
 ):
     values = {"verb": "linear-probe", "probe.protocol": protocol, "train.views": views}
     values |= {"data.path": str(others), "model.start": str(pretrained), "train.lr": 0.02}
@@ -120,7 +120,7 @@ def test_linear_probe_moves_the_classifier_alone(
         assert len(list(csv.DictReader((run.folder / "history.csv").open()))) == 2
 
 
-def test_probe_never_chooses_on_what_it_reports(pretrained, photos, recipe_of, tmp_path):  # noqa: F811
+def test_probe_never_chooses_on_what_it_reports(pretrained, photos, recipe_of, tmp_path):
     values = {"verb": "linear-probe", "model.start": str(pretrained), "train.views": "native"}
     run = runs.run(recipe_of(**values), QUIET, tmp_path / "run")
     report = json.loads((run.folder / "probe.json").read_text())
@@ -128,7 +128,7 @@ def test_probe_never_chooses_on_what_it_reports(pretrained, photos, recipe_of, t
     assert sum(report["images"].values()) == run.metrics["train_images"] == 40
 
 
-def test_best_epoch_is_kept(recipe_of, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_best_epoch_is_kept(recipe_of, tmp_path, monkeypatch, capsys):
     recipe = recipe_of(**{"train.keep": "best", "train.ema": 0.5, "train.lr": 0.3})
     run = runs.run(recipe, Console(width=300), tmp_path / "run")
     rows = list(csv.DictReader((run.folder / "history.csv").open()))
@@ -139,7 +139,7 @@ def test_best_epoch_is_kept(recipe_of, tmp_path, monkeypatch, capsys):  # noqa: 
     assert all(torch.equal(value, kept[name]) for name, value in final.items())
 
 
-def test_label_smoothing_and_clipping_reach_the_training(recipe_of, tmp_path):  # noqa: F811
+def test_label_smoothing_and_clipping_reach_the_training(recipe_of, tmp_path):
     losses = {}
     for name, values in {
         "plain": {},
@@ -154,7 +154,7 @@ def test_label_smoothing_and_clipping_reach_the_training(recipe_of, tmp_path):  
     assert abs(losses["clipped"] - losses["sgd"]) > 1e-4
 
 
-def test_dry_run_says_what_a_run_would_be(recipe_of, tmp_path, monkeypatch):  # noqa: F811
+def test_dry_run_says_what_a_run_would_be(recipe_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = plan(recipe_of(), QUIET)
     assert (found["data"], found["bad_images"]) == ({"train": 40, "valid": 9, "test": 0}, 0)
@@ -172,7 +172,7 @@ def test_dry_run_says_what_a_run_would_be(recipe_of, tmp_path, monkeypatch):  # 
     assert native["macs_per_step"]["16"] == 3 * 8 * macs["16"]
 
 
-def test_dry_run_of_probes(pretrained, recipe_of):  # noqa: F811
+def test_dry_run_of_probes(pretrained, recipe_of):
     values = {"verb": "linear-probe", "model.start": str(pretrained), "train.views": "native"}
     cached = plan(recipe_of(**values), QUIET)
     sgd = plan(recipe_of(**values, **{"probe.protocol": "sgd"}), QUIET)
@@ -192,13 +192,13 @@ def test_dry_run_of_probes(pretrained, recipe_of):  # noqa: F811
         ({"model.start": "nowhere"}, "nowhere: no such folder"),
     ],
 )
-def test_wrong_choices(recipe_of, tmp_path, values, says):  # noqa: F811
+def test_wrong_choices(recipe_of, tmp_path, values, says):
     with pytest.raises(UserError, match=says):
         runs.run(recipe_of(**values), QUIET, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_network_comes_from_one_place(run, pretrained, photos, tmp_path):  # noqa: F811
+def test_network_comes_from_one_place(run, pretrained, photos, tmp_path):
     weights = tmp_path / "w.pth"
     torch.save({}, weights)
     words = ("finetune", "--data", photos, "--model", pretrained)
@@ -207,7 +207,7 @@ def test_network_comes_from_one_place(run, pretrained, photos, tmp_path):  # noq
         assert (code, "brings its own network" in error) == (2, True)
 
 
-def test_find_lr(run, photos, tmp_path, monkeypatch):  # noqa: F811
+def test_find_lr(run, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--data", photos, "--arch", "thin_resnet10", "--scales", "16,24,32", "--bs", "8"]
     words += ["--no-pretrained", "--set", "data.workers=0", "--json", "lr.json", "--find-lr"]
@@ -237,10 +237,10 @@ def test_resume_takes_no_other_recipe(run, pretrained):
     code, _, error = run("finetune", "--resume", pretrained, "--lr", "3")
     assert (code, "leave --lr out" in error) == (2, True)
     code, _, error = run("finetune", "--resume", pretrained)
-    assert (code, "its run is finished" in error) == (2, True)
+    assert (code, "is over" in error) == (2, True)
 
 
-def test_tensorboard_gets_the_figures(recipe_of, tmp_path):  # noqa: F811
+def test_tensorboard_gets_the_figures(recipe_of, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -249,3 +249,61 @@ def test_tensorboard_gets_the_figures(recipe_of, tmp_path):  # noqa: F811
     events.Reload()
     tags = events.Tags()["scalars"]
     assert {"train_loss", "valid_loss", "accuracy", "lr_0"} <= set(tags)
+
+
+def test_find_lr_where_the_loss_breaks(recipe_of, tmp_path, monkeypatch):
+    """It is the rate for everything where everything is trained, up to the step that broke."""
+    from msun_fastai.callbacks.step import TrainingStep
+    from msun_fastai.plan import find_rate
+
+    steps, trained = iter(range(1000)), []
+    real = TrainingStep._gradients
+
+    def breaks(self, xb, yb, size):
+        trained.append(sum(p.requires_grad for p in self.learn.model.parameters()))
+        if next(steps) == 40:
+            raise TrainingError("the loss is not finite any more")
+        real(self, xb, yb, size)
+
+    monkeypatch.setattr(TrainingStep, "_gradients", breaks)
+    values = {"train.schedule": "cosine", "train.warmup": 0.5, "model.weights": "w.safetensors"}
+    find_rate(recipe_of(**values), QUIET, tmp_path / "found")
+    assert len((tmp_path / "found" / "lr.csv").read_text().splitlines()) == 41
+    assert set(trained) == {max(trained)}
+    assert trained[0] > 30
+    with pytest.raises(UserError, match="not empty"):
+        find_rate(recipe_of(**values), QUIET, tmp_path / "found")
+
+
+def test_one_process_looks(recipe_of, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--dry-run: one process"):
+        plan(recipe_of(), QUIET)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pretrain", "--set", "model.pretrained=true"], "starts from random weights"),
+        (["linear-probe", "--lr", "0.1"], "--lr: a cached probe is not trained in steps"),
+        (["pretrain", "--set", "train.warmup=2"], "give --set train.warmup=0.2"),
+        (["finetune", "--set", "train.lr='0.1'"], "train.lr = '0.1'"),
+        (["finetune", "--set", "train.lrr=0.1"], "did you mean train.lr"),
+    ],
+)
+def test_what_does_not_go_together(run, photos, words, says):
+    verb, *rest = words
+    options = ["--data", photos, "--arch", "thin_resnet10", "--scales", "16,24,32"]
+    code, _, error = run(verb, *options, *([] if "--lr" in rest else ["--epochs", "2"]), *rest)
+    assert (code, says in error) == (2, True), error
+
+
+def test_short_trainings_warm_up_shorter():
+    from msun_fastai.cli.training import KEYS, chosen_recipe
+
+    given = dict.fromkeys([*KEYS, "recipe", "assign"])
+    given["smoke"] = False
+    assert chosen_recipe("pretrain", given).train.warmup == 5
+    assert chosen_recipe("pretrain", {**given, "epochs": 9}).train.warmup == 0.5
+    kept = {**given, "epochs": 9, "assign": ["train.warmup=2.0"]}
+    assert chosen_recipe("pretrain", kept).train.warmup == 2

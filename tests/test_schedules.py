@@ -68,7 +68,7 @@ def test_a_run_follows_it(run, tmp_path, monkeypatch):
     assert len(json.loads(done[1])["accuracy"]) == 1
     assert rates == pytest.approx([0.1 * warmup_cosine(i / 16, 0.25) for i in range(16)])
     assert set(momenta) == {0.9}
-    code, _, err = run(*words)  # five epochs of warm-up in four
+    code, _, err = run(*words, "--set", "train.warmup=5")
     assert (code, "5 epochs of warm-up in a training of 4" in err) == (2, True)
     for wrong in ("train.schedule=cosin", "train.optimizer=sdg"):
         code, _, err = run(*words, "--set", wrong)

@@ -8,6 +8,7 @@ from fastai.callback.core import Callback
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from msun_fastai.callbacks.distributed import share_buffers
 from msun_fastai.callbacks.step import TrainingStep
 
 
@@ -47,6 +48,7 @@ class WeightAverage(Callback):
         if self.average is not None:  # else somebody validates outside of a fit
             self.trained, self.learn.model = self.learn.model, self.network
             self.learn.model.eval()
+            share_buffers(self.learn.model)  # each process has averaged its own
 
     def after_validate(self) -> None:
         if self.trained is not None:

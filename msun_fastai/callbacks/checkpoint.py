@@ -13,9 +13,11 @@ from fastai.callback.core import Callback
 from fastai.learner import CancelEpochException
 from torch import Tensor, nn
 
+from msun_fastai.callbacks.distributed import share_bad
+from msun_fastai.callbacks.views import TermLogger
 from msun_fastai.checkpoints import CheckpointFolder
 from msun_fastai.errors import UserError
-from msun_fastai.processes import agree, is_main, world
+from msun_fastai.processes import agree, gathered, is_main, process_rank, world
 from msun_fastai.stopping import StopRequest
 
 MINUTE = 60  # seconds
@@ -77,6 +79,8 @@ class Checkpoints(Callback):
         self._restore_counts()
 
     def after_fit(self) -> None:
+        if self.state is not None:  # this fit was over already, and drew nothing
+            restore_random(self._own(self.state)["random"])
         self.fit_number += 1
         self.state = None
 
@@ -95,14 +99,15 @@ class Checkpoints(Callback):
                 # a worker of the loader may have got the signal, too, and be gone
                 if not self.stop.signal or WORKER_GONE not in str(error):
                     raise
-                self.save(epoch, self.done)
+                if world() == 1:  # else the others are on their way into the next step
+                    self.save(epoch, self.done)
                 self.stop.check()
 
     def before_train(self) -> None:
         self.skipped = self.done = 0
         if self.state is None:
             return
-        restore_random(self.state["random"])
+        restore_random(self._own(self.state)["random"])
         if self.state["batch"]:  # the others have just begun their epoch: back to where they were
             self.skipped = self.done = self.state["batch"]
             self._restore_counts()
@@ -133,11 +138,21 @@ class Checkpoints(Callback):
 
     def save(self, epoch: int, batch: int) -> None:
         """Write the state before batch `batch` of `epoch`. Raises `TrainingError`."""
+        if world() > 1:
+            share_bad(self.learn.dls.train)
+        own = gathered(plain(self._own_state()))
         if is_main():
-            self.folder.write(self.steps, plain(self._state(epoch, batch)))
+            self.folder.write(self.steps, {**plain(self._state(epoch, batch)), "own": own})
+        agree([0])  # nobody leaves while the first process writes
         self.saved_at = time.monotonic()
 
+    def _own_state(self) -> dict[str, Any]:
+        """What each process has of its own; all else is the same in all of them."""
+        terms = {cb.name: cb.state_dict() for cb in self._savable() if isinstance(cb, TermLogger)}
+        return {"random": random_state(torch.device(self.learn.dls.device)), "terms": terms}
+
     def _state(self, epoch: int, batch: int) -> dict[str, Any]:
+        """The state of the training, as far as it is the same in all processes."""
         learn = self.learn
         recorder = learn.recorder
         scaler = getattr(learn, "scaler", None)
@@ -151,7 +166,6 @@ class Checkpoints(Callback):
             "model": self.net.state_dict(),
             "optimizer": optimizer_state(learn.opt),
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "random": random_state(),
             "train_pass": learn.dls.train.pass_state(next=batch == 0),
             "valid_pass": learn.dls.valid.pass_state(next=self.training or batch == 0),
             "counts": {"train_iter": learn.train_iter, "pct_train": learn.pct_train},
@@ -163,7 +177,9 @@ class Checkpoints(Callback):
                 "iters": list(recorder.iters),
                 "values": [list(row) for row in recorder.values],
             },
-            "callbacks": {cb.name: cb.state_dict() for cb in self._savable()},
+            "callbacks": {
+                cb.name: cb.state_dict() for cb in self._savable() if not isinstance(cb, TermLogger)
+            },
         }
 
     def _savable(self) -> Iterable[Callback]:
@@ -180,20 +196,25 @@ class Checkpoints(Callback):
         recorder.lrs, recorder.iters = list(saved["lrs"]), list(saved["iters"])
         recorder.losses = list(saved["losses"])
         recorder.values = [list(row) for row in saved["values"]]
+        states = {**s["callbacks"], **self._own(s)["terms"]}
         for cb in self._savable():
-            if cb.name in s["callbacks"]:
-                cb.load_state_dict(s["callbacks"][cb.name])
+            if cb.name in states:
+                cb.load_state_dict(states[cb.name])
+
+    def _own(self, state: dict[str, Any]) -> dict[str, Any]:
+        """This process's part of a state."""
+        return state["own"][process_rank()[0]]
 
 
-def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's generators, as plain values and tensors."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's generators, and of a GPU's where `device` is
+    one, as plain values and tensors."""
     kind, keys, *rest = np.random.get_state(legacy=True)
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "python": random.getstate(),
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": cuda,
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
@@ -204,8 +225,8 @@ def restore_random(state: dict[str, Any]) -> None:
     kind, words, *rest = state["numpy"]
     np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])  # of the current one, which is this process's
 
 
 def optimizer_state(opt: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from msun_fastai.callbacks.views import TermLogger
 from msun_fastai.data.bad import NAMED, BadImage
 from msun_fastai.errors import BadImageWarning
 from msun_fastai.files import write_rows
+from msun_fastai.processes import is_main
 
 LOSSES = 3  # decimals
 
@@ -104,7 +105,8 @@ class History(Callback):
     def after_epoch(self) -> None:
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         self.rows.append({"phase": self.phase, **row})
-        write_rows(self.file, self.rows)
+        if is_main():
+            write_rows(self.file, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         """What has to be saved with a checkpoint."""

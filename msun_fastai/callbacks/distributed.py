@@ -116,9 +116,7 @@ class DistributedTraining(Callback):
     def after_train(self) -> None:
         if world() == 1:
             return
-        with torch.no_grad():
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, 0)
+        share_buffers(self.model)
         if isinstance(self.dl, PassDL):
             share_bad(self.dl, after=True)
         # the training loss is already the mean of all: fastai's AvgSmoothLoss gathers each batch's
@@ -167,6 +165,14 @@ def _synchronised(norm: nn.Module) -> nn.Module:
 
         return convert_sync_batchnorm(norm)
     return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+
+
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Let all processes have the first one's batch-norm statistics."""
+    if world() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def mean_of_all(values: list[Tensor]) -> list[Tensor]:

@@ -66,6 +66,14 @@ class TrainingStep(MixedPrecision):
     def before_batch(self) -> None: ...
     def after_loss(self) -> None: ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be saved with a checkpoint."""
+        return {"sizes": dict(self.sizes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.sizes = dict(state["sizes"])
+
     def before_step(self) -> None:
         self.skipped = True
         self.scaler.step(self)  # this callback stands in for the optimizer; see `step`

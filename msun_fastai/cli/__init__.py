@@ -20,6 +20,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+LONGEST = 500  # characters of an error that is not ours
 SIGNALLED = 128  # and the signal's number, as shells have it
 
 
@@ -59,6 +60,8 @@ def _run(args: list[str], debug: bool) -> int:
         if hasattr(error, "format_message"):  # a usage error of click, which typer may carry inside
             return _fail(error.format_message(), BAD_INPUT, debug)
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if len(text) > LONGEST and not debug:  # a compiler's whole output, say
+            text = f"{text[:LONGEST]} ..."
         return _fail(f"{text} (--debug shows where)", FAILURE, debug)
 
 

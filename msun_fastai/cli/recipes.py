@@ -8,6 +8,8 @@ import typer
 
 from msun_fastai.cli.options import Json
 
+WIDEST = 40  # characters of a cell
+
 recipes = typer.Typer(
     name="recipes",
     help="List the recipes that are shipped, show one in full, check a file.",
@@ -27,17 +29,27 @@ def list_all(ctx: typer.Context, json_file: Json = None) -> None:
     check_output("--json", json_file)
     rows = list_recipes()
     columns = ["name", "verb", "dataset", "arch", "method", "expected", "achieved"]
-    cells = [[row[c] for c in columns] for row in rows]
+    cells = [[shortened(row[c] or "") for c in columns] for row in rows]
     print_table(make_console(json_file), "recipes", columns, cells)
     write_result(rows, json_file)
 
 
+def shortened(text: str) -> str:
+    """`text` as far as it fits into a column; `--json` and the recipe itself have all of it."""
+    return text if len(text) <= WIDEST else text[: WIDEST - 3].rstrip() + "..."
+
+
 @recipes.command()
 def show(name: Annotated[str, typer.Argument(help="A shipped recipe, or a .toml file.")]) -> None:
-    """Print a recipe as TOML: all values, those it rests on and the defaults included."""
+    """Print a recipe as TOML: all values, those it rests on and the defaults included.
+
+    What is not set comes as comments.
+    """
     from msun_fastai.recipe import load_recipe
 
-    typer.echo(load_recipe(name).to_toml(), nl=False)
+    recipe = load_recipe(name)
+    typer.echo(recipe.to_toml())
+    typer.echo(f"# not set: {', '.join(recipe.unset())}")
 
 
 @recipes.command()

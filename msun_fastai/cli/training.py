@@ -62,6 +62,10 @@ OF_NETWORK = (
     *("arch", "method", "scales", "blocks", "alignment", "grids", "norm", "routing"),
     *("weights", "pretrained"),
 )
+# what a cached probe has no use for
+OF_TRAINING = (
+    *("epochs", "lr", "label_smoothing", "clip", "ema", "patience", "precision", "compile", "log"),
+)
 # what a run that goes on may be given
 WITH_RESUME = ("resume", "data_root", "device", "log", "json_file")
 
@@ -216,6 +220,14 @@ def train(verb: str, ctx: typer.Context, given: dict[str, Any]) -> None:
         recipe, run_dir = chosen_recipe(verb, given), given["run_dir"]
     _check_verb(verb, recipe)
     console = make_console(json_file)
+    if given["smoke"]:
+        sides = ", ".join(map(str, recipe.model.scales))
+        console.print(
+            f"smoke run: embedded images at {sides} pixels in place of the recipe's data; its "
+            "figures mean nothing",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     from msun_fastai.memory import keep_freed_memory
 
@@ -266,6 +278,14 @@ def chosen_recipe(verb: str, given: dict[str, Any]) -> Recipe:
         # they replace the recipe's data, whichever it had
         start = start.with_values({"data.dataset": None, "data.path": None}, "data")
     chosen = start.with_values(values, verb).with_values(assigned, "--set")
+    short = chosen.train.epochs / start.train.epochs
+    if given["epochs"] is not None and "train.warmup" not in assigned and short < 1:
+        # the warm-up is a part of the training, and becomes shorter with it
+        chosen = chosen.with_values({"train.warmup": start.train.warmup * short}, verb)
+    unused = [name for name in OF_TRAINING if given.get(name) is not None]
+    if verb == "linear-probe" and chosen.probe.protocol == "cached" and unused:
+        option = unused[0].replace("_", "-")
+        raise UserError(f"--{option}: a cached probe is not trained in steps; give --protocol sgd")
     return smoke_recipe(chosen) if given["smoke"] else chosen
 
 

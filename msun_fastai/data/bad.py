@@ -129,6 +129,7 @@ def refuse_too_many(
     """Raise `UserError` that names the first of `bad` images in `n` where they are too many."""
     if bad and too_many(bad, n, share):
         raise UserError(
-            f"{bad} of {n} {part} images cannot be read, more than {share:.2%} (max_bad; "
-            f"`msun-fastai datasets scan` names them all): {listed(reasons, bad)}"
+            f"{bad} of {n} {part} images cannot be read, more than {share:.2%} (max_bad, with "
+            f"--set data.max_bad=...; `msun-fastai datasets scan --decode` names them all): "
+            f"{listed(reasons, bad)}"
         )
