@@ -10,6 +10,7 @@ from typing import Any
 from msun_fastai.files import replacing
 
 SIZE = (7.0, 4.0)  # inches
+OWN = "at its own size"
 LOSSES = ("train_loss", "valid_loss", "si")  # `ce` is a sum over the views, on another scale
 RANGE = 30  # times the smallest loss: where the largest is above, the axis is logarithmic
 
@@ -58,7 +59,7 @@ def series(
 
 def legend(column: str) -> str:
     """What a column of the history is called in a picture."""
-    names = {"accuracy": "at its own size", "si": "SI term"}
+    names = {"accuracy": OWN, "si": "SI term"}
     if column in names:
         return names[column]
     return column.replace("acc_", "at ").replace("_", " ")
@@ -83,8 +84,14 @@ def draw(
     axes = figure.subplots()
     for name, (across, up) in lines.items():
         # dashes let a line be seen that has another one on it
-        style = "--" if name == "at its own size" else "-"
-        axes.plot(across, up, style, marker="o", markersize=3, label=name)
+        over = name == OWN  # in dashes, over another line that it may lie on
+        axes.plot(
+            *(across, up, "--" if over else "-"),
+            marker="o",
+            markersize=3,
+            label=name,
+            zorder=3 if over else 2,
+        )
     if mark is not None:
         axes.axvline(mark, color="black", linestyle=":", label=f"{mark:.2g}")
     axes.set_xlabel(x)
@@ -94,7 +101,9 @@ def draw(
     if log_x:
         axes.set_xscale("log")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ends = [place for across, _ in lines.values() for place in across]
+        axes.set_xlim(min(ends) - 0.5, max(ends) + 0.5)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     with replacing(file) as temporary:
