@@ -64,22 +64,23 @@ class CheckpointFolder:
             ) from error
         return file
 
-    def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
+    def newest(self, tidy: bool = True) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest state that is whole, None where there is none, and what is wrong with others.
 
-        Removes what a killed process left half-written, and gives damaged files another name, so
-        that they do not count as checkpoints. Raises `UserError` where a file cannot be read at
+        tidy: remove what a killed process left half-written, and give damaged files another name,
+        so that they do not count as checkpoints. Raises `UserError` where a file cannot be read at
         all, for it may be whole.
         """
         wrong: list[str] = []
-        for left in self.path.glob(".step-*"):
+        for left in self.path.glob(".step-*") if tidy else ():
             left.unlink(missing_ok=True)
         for file in self.files():
             try:
                 return read_checkpoint(file), wrong
             except DamagedError as error:
                 wrong.append(str(error))
-                file.replace(file.with_suffix(".damaged"))
+                if tidy:
+                    file.replace(file.with_suffix(".damaged"))
         if wrong:
             wrong.append("no checkpoint is whole: the training starts from the beginning")
         return None, wrong

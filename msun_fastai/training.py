@@ -28,7 +28,7 @@ from msun_fastai.errors import UserError
 from msun_fastai.learner import saved_model
 from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.saving import load_model_folder, save_model_folder
-from msun_fastai.processes import gathered, is_main, world
+from msun_fastai.processes import barrier, gathered, is_main, world
 from msun_fastai.recipe import Recipe, TrainSection
 from msun_fastai.scales import check_choice
 from msun_fastai.schedules import warmup_cosine
@@ -95,7 +95,11 @@ def train(
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     checkpoints = CheckpointFolder(folder / "checkpoints")
-    state, damaged = checkpoints.newest()
+    if not is_main():
+        barrier()  # the first process tidies up before the others look
+    state, damaged = checkpoints.newest(tidy=is_main())
+    if is_main():
+        barrier()
     for text in damaged:
         tell(text)
     steps = state["steps"] if state else 0
