@@ -346,3 +346,20 @@ def test_stopped_run_says_how_to_go_on(monkeypatch, recipe_of, tmp_path, capfd):
         with pytest.raises(Stopped, match=f"terminated; --resume {tmp_path / 'run'} goes on"):
             train(recipe_of(), tmp_path / "run")
     assert capfd.readouterr().err.count("stopping after this step") == 1
+
+
+def test_batches_keep_their_numbers(kill, monkeypatch, recipe_of, tmp_path):
+    """What is told of a batch, and a process's share of it, is by its place in the epoch."""
+    with monkeypatch.context() as killing:
+        kill(killing, 4)
+        with pytest.raises(Killed):
+            train(recipe_of(), tmp_path / "run")
+    real, seen = TrainingStep._gradients, []
+
+    def noted(self, xb, yb, size):
+        seen.append((self.learn.epoch, self.learn.iter, self.learn.train_iter))
+        real(self, xb, yb, size)
+
+    monkeypatch.setattr(TrainingStep, "_gradients", noted)
+    train(recipe_of(), tmp_path / "run")
+    assert seen[:3] == [(0, 3, 3), (0, 4, 4), (1, 0, 5)]

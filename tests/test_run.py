@@ -307,3 +307,11 @@ def test_short_trainings_warm_up_shorter():
     assert chosen_recipe("pretrain", {**given, "epochs": 9}).train.warmup == 0.5
     kept = {**given, "epochs": 9, "assign": ["train.warmup=2.0"]}
     assert chosen_recipe("pretrain", kept).train.warmup == 2
+
+
+def test_probe_of_random_weights_trains_the_classifier_alone(recipe_of):
+    recipe = runs.resolved(recipe_of(verb="linear-probe", **{"probe.protocol": "sgd"}))
+    learn = runs.make_learner(recipe, runs.load_source(recipe))
+    trained = [name for name, p in learn.model.named_parameters() if p.requires_grad]
+    assert len(trained) == 2
+    assert all(name.startswith("head.") for name in trained)
