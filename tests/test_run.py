@@ -260,7 +260,7 @@ def test_find_lr_where_the_loss_breaks(recipe_of, tmp_path, monkeypatch):
     real = TrainingStep._gradients
 
     def breaks(self, xb, yb, size):
-        trained.append(sum(p.requires_grad for p in self.learn.model.parameters()))
+        trained.append(all(p.requires_grad for p in self.learn.model.parameters()))
         if next(steps) == 40:
             raise TrainingError("the loss is not finite any more")
         real(self, xb, yb, size)
@@ -269,8 +269,7 @@ def test_find_lr_where_the_loss_breaks(recipe_of, tmp_path, monkeypatch):
     values = {"train.schedule": "cosine", "train.warmup": 0.5, "model.weights": "w.safetensors"}
     find_rate(recipe_of(**values), QUIET, tmp_path / "found")
     assert len((tmp_path / "found" / "lr.csv").read_text().splitlines()) == 41
-    assert set(trained) == {max(trained)}
-    assert trained[0] > 30
+    assert all(trained)
     with pytest.raises(UserError, match="not empty"):
         find_rate(recipe_of(**values), QUIET, tmp_path / "found")
 
