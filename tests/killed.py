@@ -3,16 +3,23 @@
 KILL=step:3 kills the process in the middle of its third training step, KILL=write:2 in the middle
 of its second checkpoint, of which half is on the disk, KILL=written:2 when all of it is, before it
 gets its name. FILE_LIMIT=2 lets no file grow beyond a few bytes from the second checkpoint on, as a
-full disk would.
+full disk would. OBEY=1 takes from root the right to write where permissions say no.
 """
 
+import ctypes
 import os
 import resource
 import signal
 import sys
 
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # of Linux' prctl.h and capability.h
+
 
 def main():
+    if os.environ.pop("OBEY", None):
+        # gone from the next program on, which is this one again; nobody but root has it
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     where, _, number = os.environ.get("KILL", "").partition(":")
     if where == "step":
         kill_in_step(int(number))
