@@ -6,7 +6,9 @@ side in pixels, and an image's size is its shorter side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 from msun_fastai.errors import UserError, did_you_mean
@@ -22,6 +24,8 @@ SCALE_SETS = {
 }
 SHOWN = 10  # numbers that an error repeats
 LARGEST_SCALE = 4096  # a batch of one such image takes gigabytes already
+# of the bins in which native sizes are counted, each up to its edge
+EDGES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)
 SWEEP_STEPS = 12  # Table II tests 32 to 224 in 12 steps of 16
 
 
@@ -85,28 +89,68 @@ def parse_numbers(key: str, text: str) -> list[int]:
         ) from None
 
 
-def route_nearest(size: int, scales: Sequence[int]) -> int:
-    """The scale closest to `size` (Eq. 6); a tie goes to the smaller scale, which costs less."""
-    return min(scales, key=lambda scale: (abs(size - scale), scale))
-
-
-def route_up(size: int, scales: Sequence[int]) -> int:
-    """The smallest scale that is not below `size`, or the canonical scale: no pixel is thrown away.
-
-    This is what Table II shows in fact: its accuracy at 64 is that of f_2 and at 160 that of f_3.
-    """
-    return next((scale for scale in scales if scale >= size), scales[-1])
-
-
-ROUTING: dict[str, Callable[[int, Sequence[int]], int]] = {
-    "nearest": route_nearest,
-    "up": route_up,
-}
+ROUTING = ("nearest", "up", "calibrated")
+NEVER = 1_000_000  # as a threshold: no image has so long a side
 
 
 def route(size: int, scales: Sequence[int], rule: str = "nearest") -> int:
-    """The scale that an image of `size` goes to under the routing `rule`."""
-    return ROUTING[check_choice("routing", rule, ROUTING)](size, scales)
+    """The scale that an image of `size` goes to under the routing `rule`, see `thresholds`.
+
+    >>> route(64, (32, 128, 224)), route(64, (32, 128, 224), "up")
+    (32, 128)
+    """
+    # Eq. 6: the number of thresholds below the size is the index of its scale
+    return scales[bisect_left(thresholds(tuple(scales), rule), size)]
+
+
+@cache
+def thresholds(scales: tuple[int, ...], rule: str) -> tuple[float, ...]:
+    """The largest size that goes to each scale but the canonical one, which takes the rest.
+
+    nearest: the scale closest to the size (Eq. 6); a tie goes to the smaller one, which costs less.
+    up: the smallest scale that is not below the size, so that no pixel is thrown away; this is what
+    Table II shows in fact: its accuracy at 64 is that of f_2 and at 160 that of f_3.
+    calibrated:40,150: these very thresholds, learnt from images (`calibration.calibrate`). Raises
+    `UserError` where they are not one fewer than the scales.
+    """
+    kind, _, given = check_routing(rule).partition(":")
+    if kind == "nearest":
+        return tuple((a + b) / 2 for a, b in pairwise(scales))
+    if kind == "up":
+        return scales[:-1]
+    learnt = tuple(parse_numbers("routing", given))
+    if len(learnt) != len(scales) - 1:
+        raise UserError(
+            f"routing: {rule}: {len(learnt)} thresholds for {len(scales)} scales; "
+            f"{len(scales) - 1} would fit"
+        )
+    return learnt
+
+
+def check_routing(rule: str) -> str:
+    """`rule` if it is `nearest`, `up`, or `calibrated:` with thresholds; else a `UserError`."""
+    kind, colon, given = rule.partition(":")
+    check_choice("routing", kind if kind == "calibrated" else rule, ROUTING)
+    if kind != "calibrated":
+        return rule
+    if not colon:
+        raise UserError(
+            "routing: calibrated: its thresholds are missing; `msun-fastai routing --calibrate` "
+            "learns them for a trained model, calibrated:40,150 gives them"
+        )
+    learnt = parse_numbers("routing", given)
+    if any(t < 0 for t in learnt) or any(a > b for a, b in pairwise(learnt)):
+        raise UserError(f"routing: {rule}: thresholds are sizes in pixels, ascending")
+    return rule
+
+
+def calibrated(learnt: Sequence[int]) -> str:
+    """The routing rule with these thresholds.
+
+    >>> calibrated((40, 150))
+    'calibrated:40,150'
+    """
+    return check_routing("calibrated:" + ",".join(map(str, learnt)))
 
 
 VIEWS = ("all", "native", "down")

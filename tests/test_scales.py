@@ -11,6 +11,7 @@ from msun_fastai.scales import (
     route,
     sweep_sizes,
     target_scale,
+    thresholds,
     view_scales,
 )
 
@@ -109,3 +110,31 @@ def test_sizes_as_a_range():
     ):
         with pytest.raises(UserError, match=says):
             parse_sizes(text)
+
+
+def test_thresholds_given_by_hand():
+    rule = "calibrated:40,150"
+    at = {1: 32, 40: 32, 41: 128, 150: 128, 151: 224, 9000: 224}
+    assert {size: route(size, SCALES, rule) for size in at} == at
+    assert thresholds(SCALES, rule) == (40, 150)
+    assert target_scale(150, SCALES, "native", rule) == 128
+    # a scale that takes nothing, and one that takes all that is left
+    assert [route(s, SCALES, "calibrated:40,40") for s in (40, 41)] == [32, 224]
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("calibrated", "thresholds are missing"),
+        ("calibrated:", "whole numbers"),
+        ("calibrated:40", "1 thresholds for 3 scales; 2 would fit"),
+        ("calibrated:150,40", "ascending"),
+        ("calibrated:-1,40", "ascending"),
+        ("calibrated:a,b", "whole numbers"),
+        ("nearest:40,150", "unknown value 'nearest:40,150'"),
+        ("closest", "unknown value"),
+    ],
+)
+def test_rules_that_are_none(rule, said):
+    with pytest.raises(UserError, match=said):
+        route(64, SCALES, rule)

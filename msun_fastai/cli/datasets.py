@@ -49,7 +49,7 @@ def info(
 
     check_output("--json", json_file)
     sides = rules.parse_scales(scales)
-    rules.check_choice("routing", routing, rules.ROUTING)
+    rules.thresholds(sides, routing)
 
     from msun_fastai.data.describe import describe
 

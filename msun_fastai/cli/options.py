@@ -17,7 +17,7 @@ ALIGNMENT = typer.Option(
 )
 GRIDS = typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")
 NORM = typer.Option(help="Batch norm in the deep layers: shared or per_scale.")
-ROUTING = typer.Option(help="nearest or up.")
+ROUTING = typer.Option(help="nearest, up, or thresholds: calibrated:40,150.")
 
 DataRoot = Annotated[
     Text, typer.Option(help="Folder with local copies of datasets.", envvar="MSUN_DATA_ROOT")
@@ -25,4 +25,27 @@ DataRoot = Annotated[
 Json = Annotated[
     Text,
     typer.Option("--json", help="Write the figures as JSON to this file; - for standard output."),
+]
+
+# which images a trained model is looked at with
+DataName = Annotated[
+    Text, typer.Option("--dataset", help="A dataset by name; the run's own data by default.")
+]
+DataPath = Annotated[
+    Text, typer.Option("--data", help="A folder of class folders, or a CSV of paths and labels.")
+]
+Limit = Annotated[
+    int | None, typer.Option(help="At most so many images, spread over the classes.", min=1)
+]
+Part = Annotated[
+    str,
+    typer.Option(help="measured (test, or else validation), train, valid, test or all."),
+]
+Batch = Annotated[int, typer.Option("--bs", help="Images in a batch.", min=1)]
+Workers = Annotated[
+    int, typer.Option(help="Processes that decode images; 0 decodes in this one.", min=0)
+]
+Device = Annotated[Text, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")]
+OutDir = Annotated[
+    Text, typer.Option("--out", help="Folder for pictures and tables; a new one in runs/.")
 ]

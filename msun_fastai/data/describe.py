@@ -23,9 +23,8 @@ from msun_fastai.data.sources import (
     source_from_path,
 )
 from msun_fastai.errors import UserError, did_you_mean
-from msun_fastai.scales import route
+from msun_fastai.scales import EDGES, route
 
-EDGES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)
 NAMED = 20  # unreadable images that are listed
 
 

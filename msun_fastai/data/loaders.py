@@ -81,10 +81,11 @@ class NativeImageDataLoaders(DataLoaders):
     ) -> DataLoaders:
         """From a `Source` of labelled samples.
 
-        scales: ascending sides in pixels, or `S2` to `S5`. routing: `nearest` or `up`. views:
-        `all`, `native` or `down`, see `msun_fastai.scales.target_scale`. augment: `light`, `rrc` or
-        `none`. resize: `squish`, `crop` or `pad`, for every part and saved with the model. cache:
-        GiB of decoded images to keep in memory. on_bad_image, max_bad, left_out: see `NativeDL`.
+        scales: ascending sides in pixels, or `S2` to `S5`. routing: a rule, see
+        `msun_fastai.scales.thresholds`. views: `all`, `native` or `down`, see `target_scale` there.
+        augment: `light`, `rrc` or `none`. resize: `squish`, `crop` or `pad`, for every part and
+        saved with the model. cache: GiB of decoded images to keep in memory. on_bad_image, max_bad,
+        left_out: see `NativeDL`.
         limit: at most so many images in each part. `options` (bs, val_bs, num_workers, device, ...)
         are fastai's.
         Raises `UserError`, for an option that there is not, too.

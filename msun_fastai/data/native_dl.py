@@ -38,9 +38,9 @@ from msun_fastai.data.samples import image_of
 from msun_fastai.errors import BadImageWarning, ImageError, UserError
 from msun_fastai.scales import (
     DEFAULT_SCALES,
-    ROUTING,
     VIEWS,
     check_choice,
+    check_routing,
     check_scales,
     target_scale,
 )
@@ -57,10 +57,10 @@ class NativeDL(PassDL):
     `get_preds` returns predictions in the caller's order. Random augmentation is seeded by epoch
     and index, so it does not depend on the workers either.
 
-    scales: ascending sides in pixels. routing: `nearest` or `up`. views: the policy that decides to
-    which scale an image is resized (`all`: the canonical one; `native`, `down`: its routed one).
-    augment: what the training part does on the way, see `fit_random`. resize: the rule by which an
-    image becomes a square, see `fit_whole`.
+    scales: ascending sides in pixels. routing: a rule, see `scales.thresholds`. views: the policy
+    that decides to which scale an image is resized (`all`: the canonical one; `native`, `down`: its
+    routed one). augment: what the training part does on the way, see `fit_random`. resize: the rule
+    by which an image becomes a square, see `fit_whole`.
 
     cache: GiB of decoded images to keep in memory; a quarter of what is free and at most 4 by
     default. on_bad_image: `skip` goes on without an image that cannot be decoded, warns of it, and
@@ -104,7 +104,7 @@ class NativeDL(PassDL):
         **kwargs: Any,
     ):
         self.scales = check_scales(scales)
-        self.routing = check_choice("routing", routing, ROUTING)
+        self.routing = check_routing(routing)
         self.views = check_choice("views", views, VIEWS)
         self.resize = check_choice("resize", resize, RESIZE_RULES)
         self.augment = check_choice("augment", augment, AUGMENTATIONS)
@@ -179,6 +179,18 @@ class NativeDL(PassDL):
         lists = getattr(self.dataset, "tls", None)
         transforms = lists[0].tfms.fs if lists else ()
         return next((k for k, t in enumerate(transforms) if isinstance(t, OpenImage)), None)
+
+    def image_source(self, i: int) -> Any:
+        """The image of item `i`, not opened yet where `OpenImage` opens it."""
+        if self._opener is None:
+            item = self.dataset[i]
+            return item[0] if isinstance(item, tuple) else item
+        return image_of(self._source(i))
+
+    def reroute(self, rule: str) -> None:
+        """Send images to their scales by another routing rule from now on."""
+        self.routing = check_routing(rule)
+        self._kept, self._counts = {}, None  # what was decoded and counted for other scales
 
     def _source(self, i: int) -> Any:
         """What `OpenImage` is given of item `i`: what comes before it (a `get_x`) is applied."""

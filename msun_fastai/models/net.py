@@ -17,7 +17,14 @@ from msun_fastai.models.meta import grid_of, run_on_meta, runs_at, smallest_side
 from msun_fastai.models.methods import ALIGNMENTS, find_method
 from msun_fastai.models.sharing import NORMS, has_batch_norm, private_copies
 from msun_fastai.models.subnets import Align, make_subnets
-from msun_fastai.scales import DEFAULT_SCALES, ROUTING, check_choice, check_scales, route
+from msun_fastai.scales import (
+    DEFAULT_SCALES,
+    check_choice,
+    check_routing,
+    check_scales,
+    route,
+    thresholds,
+)
 from msun_fastai.views import resize_batch
 
 
@@ -30,7 +37,7 @@ class NetConfig:
     msun's default) or `native` (each subnet's own, and snet's default). grids: sides of the
     subnets' grids, one per scale; by default as large as they get without exceeding the canonical
     one. norm: the batch norm in g, `shared` (the paper) or `per_scale`. routing: which scale an
-    image of another size goes to.
+    image of another size goes to, see `scales.thresholds`.
     """
 
     arch: str
@@ -50,7 +57,7 @@ class NetConfig:
             object.__setattr__(self, "alignment", method.alignment)
         check_choice("alignment", str(self.alignment), ALIGNMENTS)
         check_choice("norm", self.norm, NORMS)
-        check_choice("routing", self.routing, ROUTING)
+        self._check_routing(method.entries(self.scales))
         for key in ("n_classes", "blocks"):
             if not isinstance(getattr(self, key), int):
                 raise UserError(f"{key}: {getattr(self, key)!r} is not a whole number")
@@ -69,6 +76,11 @@ class NetConfig:
             )
         if self.grids is not None:
             self._check_grids(method.private_shallow)
+
+    def _check_routing(self, entries: Sequence[int]) -> None:
+        if check_routing(self.routing).startswith("calibrated") and len(entries) == 1:
+            raise UserError(f"routing: {self.method} has one scale; there is nothing to route")
+        thresholds(tuple(entries), self.routing)  # as many as there have to be
 
     def _check_grids(self, has_subnets: bool) -> None:
         if not has_subnets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,17 @@ def save_model_folder(folder: Path | str, saved: SavedModel) -> Path:
         },
     )
     return path
+
+
+def set_routing(run: Path | str, rule: str) -> Path:
+    """Give the saved model in `run` another routing rule; returns its folder. Raises `UserError`
+    for a rule that does not fit its scales."""
+    file = find_model_folder(run) / CONFIG_FILE
+    config, _, _ = _read_config(file)
+    data = json.loads(file.read_text(encoding="utf-8"))
+    data["model"] = replace(config, routing=rule).as_dict()
+    write_json(file, data)
+    return file.parent
 
 
 def find_model_folder(run: Path | str) -> Path:
