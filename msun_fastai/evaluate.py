@@ -1,21 +1,24 @@
-"""Accuracy at input sizes: the images are rescaled to each size and tested there (Section VI-B)."""
+"""Accuracy and cost at input sizes: the images are rescaled to each and tested there (Section VI-B,
+Tables I, II and IV)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+import numpy as np
 
-from msun_fastai.data.images import open_image
-from msun_fastai.data.resize import fit_pixels, fit_whole, reduction_for
+from msun_fastai.answers import Answers, Told, at_sizes
+from msun_fastai.bootstrap import mean_interval
 from msun_fastai.data.samples import Sample
-from msun_fastai.errors import ImageError, UserError
+from msun_fastai.flops import count_macs, count_params
+from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.saving import SavedModel
-from msun_fastai.predict import normalize
+from msun_fastai.sized import sized_networks
+
+Interval = tuple[float, float]
 
 
 def test_sizes(scales: Sequence[int]) -> tuple[int, ...]:
@@ -25,84 +28,119 @@ def test_sizes(scales: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({*scales, *between}))
 
 
-class _Views:
-    """A sample at every size, as uint8, from one decode; or the reason why it has none."""
+@dataclass(frozen=True)
+class Sweep:
+    """A network tested at input sizes; figures in the order of `sizes`.
 
-    def __init__(self, sizes: Sequence[int], classes: list[str], rule: str):
-        self.sizes, self.rule = sizes, rule
-        self.codes = {name: i for i, name in enumerate(classes)}
+    scales: sides at which it takes images. subnet: the scale that each size is routed to. macs:
+    multiply-accumulates of an image of each size. answers: row by row what it answered.
+    classes: their names, in the order of the codes. resize: `canonical`, or `native` where the
+    network ran at the sizes themselves.
+    """
 
-    def __call__(self, sample: Sample) -> tuple[list[Tensor], int] | str:
-        try:
-            with open_image(sample.image) as image:
-                pixels = image.pixels(reduction_for(image.size, max(self.sizes), self.rule))
-        except ImageError as error:
-            return str(error)
-        views = [fit_pixels(pixels, fit_whole(image.size, s, self.rule)) for s in self.sizes]
-        return views, self.codes[sample.label]
+    sizes: tuple[int, ...]
+    scales: tuple[int, ...]
+    subnet: tuple[int, ...]
+    macs: tuple[int, ...]
+    params: int
+    answers: Answers
+    classes: list[str]
+    resize: str = "canonical"
+
+    @property
+    def right(self) -> np.ndarray:
+        """Which images are right at which size, bool (n, sizes)."""
+        at = zip(self.sizes, self.subnet)
+        return np.stack([self.answers.right(size, scale) for size, scale in at], 1)
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Cross-entropies, float32 (n, sizes)."""
+        return np.stack([self.answers.cells[at].loss for at in zip(self.sizes, self.subnet)], 1)
+
+    @property
+    def accuracy(self) -> list[float]:
+        """The share of images that are right at each size."""
+        return self.right.mean(0).tolist()
+
+    @property
+    def mean_accuracy(self) -> float:
+        """The mean over the sizes (Table II)."""
+        return float(self.right.mean())
+
+    @property
+    def mean_macs(self) -> float:
+        """The mean over the sizes (Table II)."""
+        return float(np.mean(self.macs))
+
+    def intervals(self) -> tuple[list[Interval], Interval]:
+        """95 % bootstrap intervals over the images: of each accuracy, and of their mean."""
+        right = self.right.astype(float)
+        low, high = mean_interval(np.column_stack([right, right.mean(1)]))
+        ends = list(zip(low.tolist(), high.tolist()))
+        return ends[:-1], ends[-1]
+
+    def matrix(self) -> np.ndarray | None:
+        """The accuracy of every subnet at every size (Table IV), float (sizes, scales); None where
+        each size went to its own subnet alone."""
+        cells = [[(size, scale) for scale in self.scales] for size in self.sizes]
+        if any(cell not in self.answers.cells for row in cells for cell in row):
+            return None
+        return np.array([[self.answers.right(*cell).mean() for cell in row] for row in cells])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as JSON takes them; `matrix` by scale, where there is one."""
+        each, mean = self.intervals()
+        seconds, seen = self.answers.seconds, len(self.answers.codes)
+        found: dict[str, Any] = {
+            "sizes": list(self.sizes),
+            "accuracy": self.accuracy,
+            "interval": [list(ends) for ends in each],
+            "subnet": list(self.subnet),
+            "macs": list(self.macs),
+            "mean_accuracy": self.mean_accuracy,
+            "mean_interval": list(mean),
+            "mean_macs": self.mean_macs,
+            "params": self.params,
+            "scales": list(self.scales),
+            "resize": self.resize,
+            "images": seen,
+            "unreadable": len(self.answers.unreadable),
+            "images_per_second": seen / seconds if seconds else None,
+        }
+        matrix = self.matrix()
+        if matrix is not None and len(self.scales) > 1:
+            found["matrix"] = {str(s): matrix[:, i].tolist() for i, s in enumerate(self.scales)}
+        return found
 
 
-class _Listed(Dataset):
-    def __init__(self, samples: Sequence[Sample], views: _Views):
-        self.samples, self.views = samples, views
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, i: int) -> tuple[list[Tensor], int] | str:
-        return self.views(self.samples[i])
-
-
-class _Streamed(IterableDataset):
-    def __init__(self, samples: Iterable[Sample], views: _Views):
-        self.samples, self.views = samples, views
-
-    def __iter__(self) -> Iterator[tuple[list[Tensor], int] | str]:
-        return map(self.views, self.samples)
-
-
-def _collate(items: list[Any]) -> tuple[list[Tensor], Tensor, list[str]]:
-    """Views stacked size by size, class codes, and the reasons of the images that have none."""
-    good = [item for item in items if not isinstance(item, str)]
-    views = [torch.stack(same_size) for same_size in zip(*(views for views, _ in good))]
-    return views, torch.tensor([c for _, c in good]), [i for i in items if isinstance(i, str)]
-
-
-def accuracy_by_size(
+def sweep(
     saved: SavedModel,
     samples: Iterable[Sample],
     sizes: Sequence[int],
+    every_subnet: bool = False,
+    resize: str = "canonical",
     bs: int = 64,
     workers: int = 0,
-) -> dict[str, list[Any]]:
-    """Accuracy of `saved` on `samples`, each resized to every one of `sizes` in turn, by the
-    model's own resize rule. samples: a list, or a stream of them.
+    told: Told = bool,
+) -> Sweep:
+    """Test `saved` on `samples`, each resized to every one of `sizes` in turn, from one decode.
 
-    Returns `sizes`, `accuracy` (fractions), `subnet` (the scale that the size is routed to) and
-    `unreadable` (the reasons of the images that cannot be read; the fractions are of the others). A
-    network with one scale gets the image brought up to that scale. Raises `UserError` where no
-    image can be read.
+    every_subnet: at each size ask all subnets, not only the one that it is routed to. resize:
+    `canonical` brings an image of another size to the scale of its subnet; `native` runs a network
+    of one scale at the size itself. told: called with the number of images of every batch. Raises
+    `UserError`.
     """
-    model = saved.model.eval()
-    device = next(model.parameters()).device
-    views_of = _Views(sizes, saved.classes, saved.preprocessing.resize)
-    kind = _Listed if isinstance(samples, Sequence) else _Streamed
-    dataset: Any = kind(samples, views_of)  # type: ignore[arg-type]
-    loader: Any = DataLoader(dataset, bs, num_workers=workers, collate_fn=_collate)
-    right, seen, unreadable = [0] * len(sizes), 0, []
-    with torch.no_grad():
-        for views, codes, reasons in loader:
-            unreadable += reasons
-            seen += len(codes)
-            for k, view in enumerate(views):
-                logits = model(normalize(view.to(device), saved.preprocessing))
-                right[k] += int((logits.argmax(1).cpu() == codes).sum())
-    if not seen:
-        why = unreadable[0] if unreadable else "there are none"
-        raise UserError(f"none of {len(unreadable)} images can be read; {why}")
-    return {
-        "sizes": list(sizes),
-        "accuracy": [n / seen for n in right],
-        "subnet": [model.route(s) for s in sizes],
-        "unreadable": unreadable,
-    }
+    networks = sized_networks(saved.model, sizes, resize)
+    answers = at_sizes(saved, samples, sizes, every_subnet, resize, bs, workers, told)
+    model, sizes = saved.model, tuple(sizes)
+    subnet = tuple(model.entry_scales[sized.index] for sized in networks)
+    counted = {(s.side, s.index): count_macs(s.network, s.side) for s in networks}
+    macs = tuple(counted[s.side, s.index] for s in networks)
+    scales, params = model.entry_scales, count_params(model)
+    return Sweep(sizes, scales, subnet, macs, params, answers, saved.classes, resize)
+
+
+def scale_macs(model: MultiScaleNet) -> dict[int, int]:
+    """Multiply-accumulates of an image in the subnet of each scale, g included."""
+    return {s: count_macs(model.at_scale(i), s) for i, s in enumerate(model.entry_scales)}

@@ -12,19 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from msun_fastai.data.bad import ON_BAD_IMAGE
-from msun_fastai.data.images import open_image
-from msun_fastai.data.resize import fit_pixels, fit_whole, reduction_for
+from msun_fastai.data.multi_view import RoutedSides, multi_view_batches, refuse_none
 from msun_fastai.data.samples import Sample
-from msun_fastai.errors import ImageError, UserError
+from msun_fastai.errors import UserError
 from msun_fastai.files import replacing
 from msun_fastai.models.heads import classifiers, penultimate, without_classifiers
 from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.saving import SavedModel
 from msun_fastai.predict import normalize
-from msun_fastai.scales import check_choice, target_scale, view_scales
+from msun_fastai.scales import check_choice
 
 COLUMNS = {"x": torch.float32, "codes": torch.int64, "images": torch.int64, "scales": torch.int64}
 
@@ -61,45 +59,6 @@ class Features:
         return len(self.images.unique())
 
 
-class _Views(Dataset):
-    """A sample's views as uint8, from one decode: (index, code, {scale: view}), or why it has none.
-
-    What it is asked for is an index into `samples`, or an index with the sample of a stream.
-    """
-
-    def __init__(self, saved: SavedModel, samples: Any, views: str):
-        self.samples = samples if isinstance(samples, Sequence) else ()
-        self.views = views
-        self.scales, self.rule = saved.model.entry_scales, saved.preprocessing.resize
-        self.routing = saved.model.config.routing
-        self.codes = {name: i for i, name in enumerate(saved.classes)}
-
-    def __getitem__(self, key: Any) -> tuple[int, int, dict[int, Tensor]] | str:
-        i, sample = key if isinstance(key, tuple) else (key, self.samples[key])
-        if sample.label not in self.codes:
-            raise UserError(f"label {sample.label!r} is not among the {len(self.codes)} classes")
-        try:
-            with open_image(sample.image) as image:
-                side = target_scale(image.native_size, self.scales, self.views, self.routing)
-                scales = view_scales(side, self.scales, self.views)
-                pixels = image.pixels(reduction_for(image.size, scales[-1], self.rule))
-        except ImageError as error:
-            return str(error)
-        views = {s: fit_pixels(pixels, fit_whole(image.size, s, self.rule)) for s in scales}
-        return i, self.codes[sample.label], views
-
-
-def _collate(items: list[Any]) -> tuple[list[tuple[int, Tensor, Tensor, Tensor]], list[str]]:
-    """Scale, indices, codes and views (n, 3, side, side) of each scale, and the reasons."""
-    good = [item for item in items if not isinstance(item, str)]
-    groups = []
-    for scale in sorted({s for _, _, views in good for s in views}):
-        rows = [(i, code, views[scale]) for i, code, views in good if scale in views]
-        images, codes = torch.tensor([row[:2] for row in rows]).T
-        groups.append((scale, images, codes, torch.stack([view for *_, view in rows])))
-    return groups, [item for item in items if isinstance(item, str)]
-
-
 def extract(
     saved: SavedModel,
     samples: Iterable[Sample],
@@ -120,26 +79,21 @@ def extract(
     check_choice("on_bad_image", on_bad, ON_BAD_IMAGE)
     model = saved.model.eval()
     device = next(model.parameters()).device
-    views = scales_policy(model, views)
-    # a stream is read here, for each worker would see a share of it alone: what they are sent for
-    # an index is the sample with its place
-    keys: Any = range(len(samples)) if isinstance(samples, Sequence) else enumerate(samples)
-    dataset = _Views(saved, samples, views)
-    loader: Any = DataLoader(dataset, bs, sampler=keys, num_workers=workers, collate_fn=_collate)
+    scales, rule = model.entry_scales, saved.preprocessing.resize
+    routed = RoutedSides(scales, scales_policy(model, views), model.config.routing)
     rows: list[tuple[Tensor, ...]] = []
     unreadable: list[str] = []
-    for groups, reasons in loader:
-        if reasons and on_bad == "stop":
-            raise UserError(reasons[0])
-        unreadable += reasons
-        for scale, images, codes, batch in groups:
-            batch = normalize(batch.to(device), saved.preprocessing)
-            x = penultimate(model, batch, model.entry_scales.index(scale)).float().cpu()
-            rows.append((x, codes, images, torch.full_like(codes, scale)))
+    for batch in multi_view_batches(samples, saved.classes, rule, routed, bs, workers):
+        if batch.unreadable and on_bad == "stop":
+            raise UserError(batch.unreadable[0])
+        unreadable += batch.unreadable
+        for group in batch.groups:
+            given = normalize(group.views.to(device), saved.preprocessing)
+            x = penultimate(model, given, scales.index(group.side)).float().cpu()
+            sides = torch.full_like(group.codes, group.side)
+            rows.append((x, group.codes, group.images, sides))
         check()
-    if not rows:
-        why = unreadable[0] if unreadable else "there are none"
-        raise UserError(f"none of {len(unreadable)} images can be read; {why}")
+    refuse_none(len(rows), unreadable)
     x, codes, images, sides = (torch.cat(column) for column in zip(*rows))
     order = torch.from_numpy(np.lexsort((sides, images)))
     return Features(x[order], codes[order], images[order], sides[order], unreadable)

@@ -19,13 +19,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from msun_fastai.callbacks.step import TrainingStep
+from msun_fastai.choices import check_choices
 from msun_fastai.errors import TrainingError, UserError
 from msun_fastai.files import write_rows
 from msun_fastai.flops import count_macs, count_params
 from msun_fastai.plots import draw
 from msun_fastai.processes import process_rank
 from msun_fastai.recipe import Recipe
-from msun_fastai.run import Prepared, check_choices, prepare
+from msun_fastai.run import Prepared, prepare
 from msun_fastai.runfolder import is_unfinished, new_run_folder
 from msun_fastai.scales import view_scales
 from msun_fastai.training import HEAD_EPOCHS, fits

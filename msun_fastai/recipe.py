@@ -100,7 +100,7 @@ class TrainSection(Section):
     the weights, which is then what is validated and kept. clip: the largest norm of the gradient.
     patience: stop after so many epochs without a better validation loss. keep: the `last` weights,
     or the `best` by validation loss. save_minutes: how often a checkpoint is written, besides after
-    every epoch. log: `tensorboard` or `wandb`.
+    every epoch. log: `tensorboard` or `wandb`. report: write `report.html` at the end.
     """
 
     epochs: int = Field(5, ge=1)
@@ -124,6 +124,7 @@ class TrainSection(Section):
     keep: str = "last"
     save_minutes: float = Field(10.0, gt=0)
     log: str | None = None
+    report: bool = True
 
 
 class ProbeSection(Section):

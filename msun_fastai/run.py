@@ -15,29 +15,25 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from rich.console import Console
 
-from msun_fastai.callbacks.console import tell_bad, warnings_told
-from msun_fastai.callbacks.step import PRECISIONS, check_precision
+from msun_fastai.callbacks.console import warnings_told
 from msun_fastai.checkpoints import CheckpointFolder
-from msun_fastai.data.bad import ON_BAD_IMAGE
+from msun_fastai.choices import baseline_recipe, check_choices, resolved
+from msun_fastai.data.bad import bad_lines
+from msun_fastai.data.chosen import load_source
 from msun_fastai.data.loaders import NativeImageDataLoaders
-from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
 from msun_fastai.data.samples import Source
 from msun_fastai.data.scan import Scan, scan
-from msun_fastai.data.sources import data_root, source_from_name, source_from_path
-from msun_fastai.data.stream import StreamSource, stream_source
+from msun_fastai.data.stream import StreamSource
 from msun_fastai.devices import pick_device
 from msun_fastai.errors import Stopped, TrainingError, UserError
 from msun_fastai.files import write_json, write_rows, write_text
 from msun_fastai.learner import Consistency, msun_learner, probe_groups, save_learner, saved_model
-from msun_fastai.losses import DISTANCES
-from msun_fastai.measure import measure
-from msun_fastai.models.methods import METHODS, find_method
-from msun_fastai.models.net import NetConfig
-from msun_fastai.models.saving import find_model_folder, load_model_folder
+from msun_fastai.measure import Measured, measure
 from msun_fastai.plots import plot_history, read_history
-from msun_fastai.probe import PROTOCOLS, linear_probe
+from msun_fastai.probe import linear_probe
 from msun_fastai.processes import gathered, is_main, joined_processes, process_rank, world
-from msun_fastai.recipe import VERBS, DataSection, Recipe
+from msun_fastai.recipe import Recipe
+from msun_fastai.report.page import make_report
 from msun_fastai.runfolder import (
     FINISHED,
     check_same_processes,
@@ -46,10 +42,10 @@ from msun_fastai.runfolder import (
     is_unfinished,
     new_run_folder,
 )
-from msun_fastai.scales import VIEWS, check_choice, check_scales
-from msun_fastai.schedules import OPTIMIZERS, SCHEDULES, make_optimizer
+from msun_fastai.scales import check_scales
+from msun_fastai.schedules import make_optimizer
 from msun_fastai.stopping import StopRequest, stop_on_signals
-from msun_fastai.training import KEEPS, check_log, train
+from msun_fastai.training import train
 
 # words in the errors of what processes do together
 COLLECTIVES = ("gloo", "nccl", "connection closed", "connection reset")
@@ -87,24 +83,38 @@ def run(recipe: Recipe, console: Console, run_dir: Path | str | None = None) -> 
         if not is_main():
             console = Console(quiet=True)
         prepared = prepare(recipe, console)
-        recipe, found = prepared.recipe, prepared.found
         folder = _folder(prepared, run_dir)
         _say(console, f"run folder {folder}")
         seconds = _trained(prepared, folder, console)
         if not is_main():
             return RunResult(folder, {})
-        metrics = _measured(prepared, folder, console, seconds)
-        if recipe.baseline is None:
-            write_json(folder / FINISHED, metrics)
-            return RunResult(folder, metrics)
-        other = resolved(baseline_recipe(recipe))
-        learn = make_learner(other, found.source, found.count("train"))
-        baseline, beside = Prepared(other, found, learn), folder / "baseline"
-        seconds = _trained(baseline, beside, console)
-        metrics["baseline"] = _measured(baseline, beside, console, seconds)
-        write_json(beside / FINISHED, metrics["baseline"])
-        write_json(folder / FINISHED, metrics)
-        return RunResult(folder, metrics)
+        measured = _measured(prepared, folder, console, seconds)
+        if prepared.recipe.baseline is not None:
+            measured.metrics["baseline"] = _run_baseline(prepared, folder / "baseline", console)
+        _finished(prepared, folder, measured, console)
+        return RunResult(folder, measured.metrics)
+
+
+def _run_baseline(prepared: Prepared, folder: Path, console: Console) -> dict[str, Any]:
+    """Train and measure the baseline that the recipe names, on the same data; its metrics."""
+    recipe, found = resolved(baseline_recipe(prepared.recipe)), prepared.found
+    learn = make_learner(recipe, found.source, found.count("train"))
+    baseline = Prepared(recipe, found, learn)
+    seconds = _trained(baseline, folder, console)
+    measured = _measured(baseline, folder, console, seconds)
+    _finished(baseline, folder, measured, console)
+    return measured.metrics
+
+
+def _finished(prepared: Prepared, folder: Path, measured: Measured, console: Console) -> None:
+    """Write the metrics, with which the run is over, and then its report, which can be made
+    again."""
+    write_json(folder / FINISHED, measured.metrics)
+    if prepared.recipe.train.report:
+        saved, samples = saved_model(prepared.learn), prepared.found.source.measured
+        with warnings_told(console):
+            page = make_report(folder, saved, samples, measured)
+        _say(console, f"report {page}")
 
 
 def prepare(recipe: Recipe, console: Console) -> Prepared:
@@ -117,7 +127,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
         found = Scan(source, [])  # its headers come with its pixels
     else:
         found = scan(source, recipe.data.on_bad_image, recipe.data.max_bad)
-    tell_bad(found.bad, console)
+    for line in bad_lines(found.bad):
+        _say(console, line)
     _say(console, about(source))
     if not source.test and (recipe.train.keep == "best" or recipe.train.patience):
         _say(
@@ -239,153 +250,18 @@ def _probed(prepared: Prepared, folder: Path, console: Console, stop: StopReques
     return seconds["features"] + seconds["fit"]
 
 
-def _measured(prepared: Prepared, folder: Path, console: Console, seconds: float) -> dict[str, Any]:
-    """The metrics of what was trained; the images that could not be read are listed in a file."""
+def _measured(prepared: Prepared, folder: Path, console: Console, seconds: float) -> Measured:
+    """The figures of what was trained; the images that could not be read are listed in a file."""
     with warnings_told(console):
-        metrics, bad = measure(prepared.recipe, prepared.found, prepared.learn, seconds)
-    if bad:
+        measured = measure(prepared.recipe, prepared.found, prepared.learn, seconds)
+    if bad := measured.bad:
         write_rows(folder / "bad_images.csv", [asdict(image) for image in bad])
         _say(
             console,
             f"{len(bad)} images could not be read and were left out; {folder / 'bad_images.csv'} "
             "names them",
         )
-    return metrics
-
-
-def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
-    """Raise `UserError` for whatever is wrong with the recipe before its data are looked at."""
-    model, options = recipe.model, recipe.train
-    check_choice("verb", recipe.verb, VERBS)
-    if model.start is None:
-        named = model.model_dump(exclude={"pretrained", "weights", "start"})
-        NetConfig(n_classes=2, **{**named, "scales": check_scales(model.scales)})
-        method = find_method(model.method)
-        method.consistency(recipe.consistency.kind, model.scales, options.views)
-    else:
-        find_model_folder(model.start)
-    Consistency(**recipe.consistency.model_dump())
-    check_choice("distance", recipe.consistency.distance, DISTANCES)
-    check_choice("views", options.views, VIEWS)
-    check_choice("augment", recipe.data.augment, AUGMENTATIONS)
-    check_choice("resize", recipe.data.resize, RESIZE_RULES)
-    check_choice("on_bad_image", recipe.data.on_bad_image, ON_BAD_IMAGE)
-    check_choice("optimizer", options.optimizer, OPTIMIZERS)
-    check_choice("schedule", options.schedule, SCHEDULES)
-    check_choice("keep", options.keep, KEEPS)
-    check_choice("precision", options.precision, PRECISIONS)
-    check_choice("protocol", recipe.probe.protocol, PROTOCOLS)
-    if options.log is not None:
-        check_log(options.log)
-    if recipe.verb == "pretrain" and (model.pretrained or model.weights is not None):
-        raise UserError(
-            "pretrain: starts from random weights; set model.pretrained = false (--no-pretrained), "
-            "or finetune"
-        )
-    if options.schedule == "cosine" and options.warmup >= options.epochs:
-        raise UserError(
-            f"train.warmup: {options.warmup:g} epochs of warm-up in a training of "
-            f"{options.epochs}; give --set train.warmup={options.epochs / 10:g} or the like"
-        )
-    check_precision(options.precision, pick_device(options.device))
-    if process_rank()[1] > 1 and ":" in (options.device or ""):
-        raise UserError(
-            f"device {options.device}: each of several processes takes its own; say cuda or cpu"
-        )
-    if recipe.data.stream and process_rank()[1] > 1 and options.views != "all":
-        raise UserError(
-            f"views {options.views}: the processes' batches of a stream would not be of one scale; "
-            "take views all, or a local copy"
-        )
-    if model.weights is not None and not Path(model.weights).is_file():
-        raise UserError(f"weights {model.weights}: no such file")
-    if model.weights is not None and model.start is not None:
-        raise UserError("model.start, model.weights: two networks to start from; choose one")
-    if recipe.baseline is not None:
-        _check_baseline(recipe)
-    if run_dir is not None and is_main():
-        is_unfinished(Path(run_dir))
-
-
-def _check_baseline(recipe: Recipe) -> None:
-    check_choice("baseline", str(recipe.baseline), METHODS)
-    if recipe.baseline == recipe.model.method:
-        raise UserError(f"baseline: {recipe.baseline} is the method itself; name another")
-    if recipe.model.start is not None:
-        raise UserError("baseline: a trained network is of its own method; leave the baseline out")
-    if process_rank()[1] > 1:
-        raise UserError("baseline: in several processes train it by a run of its own")
-    check_choices(baseline_recipe(recipe), None)
-
-
-def baseline_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the baseline's own run: the same, but for what is its method's own.
-
-    Its consistency and alignment are, whatever the recipe says of them, so that a run's resolved
-    recipe gives the same baseline again.
-    """
-    method = find_method(str(recipe.baseline))
-    values: dict[str, Any] = {"model.method": method.name, "baseline": None}
-    values |= {"consistency.kind": None, "model.alignment": None}
-    if not method.private_shallow:
-        values["model.grids"] = None
-    if not method.private_shallow or method.private_deep:
-        values["model.norm"] = "shared"
-    return recipe.with_values(values, "baseline")
-
-
-def resolved(recipe: Recipe) -> Recipe:
-    """The recipe with what it leaves open written out: its method's own choices, and the network
-    and preprocessing of the trained model that it starts from."""
-    if recipe.model.start is not None:
-        saved = load_model_folder(recipe.model.start)
-        network = saved.model.config.as_dict()
-        network.pop("n_classes")
-        values = {f"model.{key}": value for key, value in network.items()}
-        values |= {"data.resize": saved.preprocessing.resize, "model.pretrained": False}
-        values["model.start"] = str(Path(recipe.model.start).resolve())  # to go on from anywhere
-        recipe = recipe.with_values(values, "recipe")
-    model, method = recipe.model, find_method(recipe.model.method)
-    kind = method.consistency(recipe.consistency.kind, model.scales, recipe.train.views)
-    alignment = model.alignment or method.alignment
-    return recipe.with_values({"consistency.kind": kind, "model.alignment": alignment}, "recipe")
-
-
-def load_source(recipe: Recipe) -> Source | StreamSource:
-    """The recipe's data, limited as it says. Raises `UserError`."""
-    data, seed = recipe.data, recipe.train.seed
-    if (data.dataset is None) == (data.path is None):
-        raise UserError("name the data: either --dataset NAME or --data PATH")
-    if data.stream:
-        return _load_stream(data)
-    if data.hub_id or data.revision:
-        raise UserError(
-            "data.hub_id, data.revision: for data.stream; `msun-fastai datasets prepare` takes "
-            "--hub-id and --revision"
-        )
-    if data.dataset is not None:
-        source = source_from_name(data.dataset, data.root, seed)
-    else:
-        columns = data.model_dump(include={"path_column", "label_column", "split_column"})
-        source = source_from_path(str(data.path), data.valid_fraction, seed, columns)
-    if data.classes is not None:
-        source = source.of_classes(data.classes)
-    if data.carve is not None:
-        source = source.carved(data.carve, seed)
-    return source.limited(data.limit, seed)
-
-
-def _load_stream(data: DataSection) -> Source | StreamSource:
-    if data.dataset is None:
-        raise UserError("data.stream: streams a dataset by name; name it with --dataset")
-    if data.classes is not None:
-        raise UserError("data.classes: a stream is read as it is; choose one of them")
-    if data.carve is not None:
-        raise UserError("data.carve: nothing can be carved out of a stream; choose one of them")
-    if data.cache and data.limit is None:
-        raise UserError("data.cache: a stream keeps nothing in memory; choose one of them")
-    source = stream_source(data.dataset, data_root(data.root), data.hub_id, data.revision)
-    return source if data.limit is None else source.first(data.limit)
+    return measured
 
 
 def make_learner(recipe: Recipe, source: Source | StreamSource, left_out: int = 0) -> Learner:

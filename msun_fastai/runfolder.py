@@ -20,7 +20,14 @@ from msun_fastai.recipe import Recipe, load_recipe
 PACKAGES = ("torch", "torchvision", "fastai", "datasets", "pillow", "safetensors", "numpy")
 RECIPE, ENVIRONMENT, FINISHED = "recipe.toml", "environment.json", "metrics.json"
 # what may be otherwise when a run goes on: where it runs, not what it computes
-FREE = ("data.root", "data.cache", "train.device", "train.save_minutes", "train.log")
+FREE = (
+    "data.root",
+    "data.cache",
+    "train.device",
+    "train.save_minutes",
+    "train.log",
+    "train.report",
+)
 
 
 def is_unfinished(folder: Path) -> bool:

@@ -24,6 +24,7 @@ SMALL = {
     "train.bs": 8,
     "train.device": "cpu",
     "train.save_minutes": 1e-9,  # after every step
+    "train.report": False,  # seconds of pictures; tests/test_report.py has them
 }
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from msun_fastai.data.resize import load_fitted
 from msun_fastai.errors import ImageError
-from msun_fastai.evaluate import accuracy_by_size
+from msun_fastai.evaluate import sweep
 from msun_fastai.evaluate import test_sizes as sizes_of_test
 from msun_fastai.predict import Predictor, normalize
 
@@ -51,12 +51,12 @@ def test_more_classes_wanted_than_there_are(predictor):
     assert len(predictor.predict_one(Image.new("RGB", (9, 9)), top=99).top) == 10
 
 
-def test_accuracy_by_size_equals_prediction_on_resized_images(predictor, shapes):
+def test_sweep_equals_prediction_on_resized_images(predictor, shapes):
     samples = shapes.valid[:12]
-    found = accuracy_by_size(predictor.saved, samples, (16, 40, 64), bs=5)
-    assert found["sizes"] == [16, 40, 64]
-    assert found["subnet"] == [16, 32, 64]
-    for size, accuracy in zip(found["sizes"], found["accuracy"]):
+    found = sweep(predictor.saved, samples, (16, 40, 64), bs=5)
+    assert found.sizes == (16, 40, 64)
+    assert found.subnet == (16, 32, 64)
+    for size, accuracy in zip(found.sizes, found.accuracy):
         resized = [load_fitted(s.image, size) for s in samples]
         model, preprocessing = predictor.saved.model, predictor.saved.preprocessing
         with torch.no_grad():

@@ -16,7 +16,7 @@ from msun_fastai.data.images import open_image
 from msun_fastai.data.resize import fitted
 from msun_fastai.data.samples import Sample
 from msun_fastai.errors import UserError
-from msun_fastai.evaluate import accuracy_by_size
+from msun_fastai.evaluate import sweep
 from msun_fastai.features import COLUMNS, Features, cached, extract, fingerprint, load, save
 from msun_fastai.models.heads import classifiers, penultimate
 from msun_fastai.models.saving import load_model_folder, save_model_folder
@@ -331,7 +331,7 @@ def test_a_probed_network_answers_as_its_probe(saved, shapes, tmp_path, views):
     best = max(row["accuracy"] for row in head["table"])
     save_model_folder(tmp_path / "model", result)
     if views == "all":
-        found = accuracy_by_size(result, shapes.valid, SCALES)["accuracy"]
+        found = sweep(result, shapes.valid, SCALES).accuracy
         assert np.mean(found) == pytest.approx(best)
     else:
         predictions = Predictor.from_run(tmp_path, "cpu").predict([s.image for s in shapes.valid])
@@ -345,7 +345,7 @@ def test_private_heads_are_fitted_on_their_own_rows(shapes, tmp_path):
     result, report = linear_probe(saved, shapes.train, shapes.valid, [0.01, 1], folder=tmp_path)
     assert report["views"] == "all"
     assert [head["scales"] for head in report["heads"]] == [[s] for s in SCALES]
-    by_size = accuracy_by_size(result, shapes.valid, SCALES)["accuracy"]
+    by_size = sweep(result, shapes.valid, SCALES).accuracy
     for layer, scale, head, accuracy in zip(
         classifiers(result.model), SCALES, report["heads"], by_size, strict=True
     ):

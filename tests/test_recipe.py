@@ -57,7 +57,7 @@ def test_shipped_recipes_are_valid(name):
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_choose_what_there_is(name):
-    from msun_fastai.run import check_choices
+    from msun_fastai.choices import check_choices
 
     check_choices(load_recipe(name), None)
 

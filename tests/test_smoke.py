@@ -14,7 +14,7 @@ KEPT = ("verb", "baseline", "consistency", "probe")
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_recipe_shrinks(name):
-    from msun_fastai.run import check_choices
+    from msun_fastai.choices import check_choices
 
     recipe = load_recipe(name)
     small = smoke_recipe(recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from msun_fastai.callbacks.views import TermLogger
-from msun_fastai.data.bad import NAMED, BadImage
 from msun_fastai.errors import BadImageWarning
 from msun_fastai.files import write_rows
 from msun_fastai.processes import is_main
@@ -132,11 +131,3 @@ def warnings_told(console: Console) -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-def tell_bad(bad: Sequence[BadImage], console: Console) -> None:
-    """Print the first of the images that cannot be read, and how many there are."""
-    for image in bad[:NAMED]:
-        console.print(f"left out: {image.reason}", highlight=False, soft_wrap=True, markup=False)
-    if len(bad) > NAMED:
-        console.print(f"left out: {len(bad) - NAMED} more", highlight=False)

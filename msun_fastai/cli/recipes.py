@@ -60,7 +60,7 @@ def check(file: Annotated[str, typer.Argument(help="A .toml file, or a shipped r
 
     recipe = load_recipe(file)
 
-    from msun_fastai.run import check_choices
+    from msun_fastai.choices import check_choices
 
     try:
         check_choices(recipe, None)

@@ -133,3 +133,9 @@ def refuse_too_many(
             f"--set data.max_bad=...; `msun-fastai datasets scan --decode` names them all): "
             f"{listed(reasons, bad)}"
         )
+
+
+def bad_lines(bad: Sequence[BadImage]) -> list[str]:
+    """What to tell a user of images that are left out: the first ones, and how many more."""
+    lines = [f"left out: {image.reason}" for image in bad[:NAMED]]
+    return lines + [f"left out: {len(bad) - NAMED} more"] * (len(bad) > NAMED)

@@ -69,6 +69,23 @@ def source_from_folder(
     return replace(source, notes=(*source.notes, note))
 
 
+def undivided(path: Path | str) -> list[Sample] | None:
+    """All images in the class folders or the CSV file `path`; None where it says which of them are
+    to train on. Raises `UserError`."""
+    root = Path(path)
+    if root.suffix.lower() == ".csv":
+        table = read_csv(root)
+        if any(column in table.columns for column in SPLIT_COLUMNS):
+            return None
+        return table_samples(table, root.parent, name=str(root))
+    if not root.is_dir():
+        raise UserError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    parts = (TRAIN_NAMES, VALID_NAMES, TEST_NAMES)
+    if any(_part(root, names, required=False) for names in parts):
+        return None
+    return _class_folders(root)
+
+
 def held_out_source(
     name: str,
     train: list[Sample],
@@ -212,13 +229,18 @@ def _part_of(value: Any, name: str, row: int) -> str:
 
 def source_from_csv(path: Path | str, **options: Any) -> Source:
     """`source_from_table` on a CSV file; its paths are relative to the file's own folder."""
+    file, table = Path(path), read_csv(path)
+    return source_from_table(table, **{"root": file.parent, "name": str(file), **options})
+
+
+def read_csv(path: Path | str) -> Any:
+    """A CSV file as a DataFrame of text. Raises `UserError`."""
     import pandas as pd
 
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        return pd.read_csv(file, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a CSV file that can be read ({error})") from error
-    return source_from_table(table, **{"root": file.parent, "name": str(file), **options})

@@ -1,0 +1,123 @@
+"""A recipe checked before its data are looked at, and with what it leaves open written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from msun_fastai.callbacks.step import PRECISIONS, check_precision
+from msun_fastai.data.bad import ON_BAD_IMAGE
+from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
+from msun_fastai.devices import pick_device
+from msun_fastai.errors import UserError
+from msun_fastai.learner import Consistency
+from msun_fastai.losses import DISTANCES
+from msun_fastai.models.methods import METHODS, find_method
+from msun_fastai.models.net import NetConfig
+from msun_fastai.models.saving import find_model_folder, load_model_folder
+from msun_fastai.probe import PROTOCOLS
+from msun_fastai.processes import is_main, process_rank
+from msun_fastai.recipe import VERBS, Recipe
+from msun_fastai.runfolder import is_unfinished
+from msun_fastai.scales import VIEWS, check_choice, check_scales
+from msun_fastai.schedules import OPTIMIZERS, SCHEDULES
+from msun_fastai.training import KEEPS, check_log
+
+
+def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
+    """Raise `UserError` for whatever is wrong with the recipe before its data are looked at."""
+    model, options = recipe.model, recipe.train
+    check_choice("verb", recipe.verb, VERBS)
+    if model.start is None:
+        named = model.model_dump(exclude={"pretrained", "weights", "start"})
+        NetConfig(n_classes=2, **{**named, "scales": check_scales(model.scales)})
+        method = find_method(model.method)
+        method.consistency(recipe.consistency.kind, model.scales, options.views)
+    else:
+        find_model_folder(model.start)
+    Consistency(**recipe.consistency.model_dump())
+    check_choice("distance", recipe.consistency.distance, DISTANCES)
+    check_choice("views", options.views, VIEWS)
+    check_choice("augment", recipe.data.augment, AUGMENTATIONS)
+    check_choice("resize", recipe.data.resize, RESIZE_RULES)
+    check_choice("on_bad_image", recipe.data.on_bad_image, ON_BAD_IMAGE)
+    check_choice("optimizer", options.optimizer, OPTIMIZERS)
+    check_choice("schedule", options.schedule, SCHEDULES)
+    check_choice("keep", options.keep, KEEPS)
+    check_choice("precision", options.precision, PRECISIONS)
+    check_choice("protocol", recipe.probe.protocol, PROTOCOLS)
+    if options.log is not None:
+        check_log(options.log)
+    if recipe.verb == "pretrain" and (model.pretrained or model.weights is not None):
+        raise UserError(
+            "pretrain: starts from random weights; set model.pretrained = false (--no-pretrained), "
+            "or finetune"
+        )
+    if options.schedule == "cosine" and options.warmup >= options.epochs:
+        raise UserError(
+            f"train.warmup: {options.warmup:g} epochs of warm-up in a training of "
+            f"{options.epochs}; give --set train.warmup={options.epochs / 10:g} or the like"
+        )
+    check_precision(options.precision, pick_device(options.device))
+    if process_rank()[1] > 1 and ":" in (options.device or ""):
+        raise UserError(
+            f"device {options.device}: each of several processes takes its own; say cuda or cpu"
+        )
+    if recipe.data.stream and process_rank()[1] > 1 and options.views != "all":
+        raise UserError(
+            f"views {options.views}: the processes' batches of a stream would not be of one scale; "
+            "take views all, or a local copy"
+        )
+    if model.weights is not None and not Path(model.weights).is_file():
+        raise UserError(f"weights {model.weights}: no such file")
+    if model.weights is not None and model.start is not None:
+        raise UserError("model.start, model.weights: two networks to start from; choose one")
+    if recipe.baseline is not None:
+        _check_baseline(recipe)
+    if run_dir is not None and is_main():
+        is_unfinished(Path(run_dir))
+
+
+def _check_baseline(recipe: Recipe) -> None:
+    check_choice("baseline", str(recipe.baseline), METHODS)
+    if recipe.baseline == recipe.model.method:
+        raise UserError(f"baseline: {recipe.baseline} is the method itself; name another")
+    if recipe.model.start is not None:
+        raise UserError("baseline: a trained network is of its own method; leave the baseline out")
+    if process_rank()[1] > 1:
+        raise UserError("baseline: in several processes train it by a run of its own")
+    check_choices(baseline_recipe(recipe), None)
+
+
+def baseline_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the baseline's own run: the same, but for what is its method's own.
+
+    Its consistency and alignment are, whatever the recipe says of them, so that a run's resolved
+    recipe gives the same baseline again.
+    """
+    method = find_method(str(recipe.baseline))
+    values: dict[str, Any] = {"model.method": method.name, "baseline": None}
+    values |= {"consistency.kind": None, "model.alignment": None}
+    if not method.private_shallow:
+        values["model.grids"] = None
+        values["model.routing"] = "nearest"  # it has one scale; learnt thresholds do not fit it
+    if not method.private_shallow or method.private_deep:
+        values["model.norm"] = "shared"
+    return recipe.with_values(values, "baseline")
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with what it leaves open written out: its method's own choices, and the network
+    and preprocessing of the trained model that it starts from."""
+    if recipe.model.start is not None:
+        saved = load_model_folder(recipe.model.start)
+        network = saved.model.config.as_dict()
+        network.pop("n_classes")
+        values = {f"model.{key}": value for key, value in network.items()}
+        values |= {"data.resize": saved.preprocessing.resize, "model.pretrained": False}
+        values["model.start"] = str(Path(recipe.model.start).resolve())  # to go on from anywhere
+        recipe = recipe.with_values(values, "recipe")
+    model, method = recipe.model, find_method(recipe.model.method)
+    kind = method.consistency(recipe.consistency.kind, model.scales, recipe.train.views)
+    alignment = model.alignment or method.alignment
+    return recipe.with_values({"consistency.kind": kind, "model.alignment": alignment}, "recipe")
