@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from msun_fastai import __version__
+from msun_fastai.cli.analyze import analyze
+from msun_fastai.cli.compare import compare
 from msun_fastai.cli.datasets import datasets
+from msun_fastai.cli.evaluate import evaluate
 from msun_fastai.cli.finetune import finetune
 from msun_fastai.cli.flops import flops
 from msun_fastai.cli.linear_probe import linear_probe
 from msun_fastai.cli.predict import predict
 from msun_fastai.cli.pretrain import pretrain
 from msun_fastai.cli.recipes import recipes
+from msun_fastai.cli.report import report
+from msun_fastai.cli.routing import routing
 
 app = typer.Typer(
     name="msun-fastai",
@@ -45,6 +50,11 @@ app.command()(pretrain)
 app.command()(finetune)
 app.command("linear-probe")(linear_probe)
 app.command()(predict)
+app.command()(evaluate)
+app.command()(routing)
+app.command()(compare)
+app.command()(report)
+app.add_typer(analyze)
 app.command()(flops)
 app.add_typer(recipes)
 app.add_typer(datasets)

@@ -1,0 +1,68 @@
+"""What the verbs that look at a trained model have in common: the model, its images, the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from msun_fastai.labelled import Labelled
+    from msun_fastai.models.saving import SavedModel
+
+
+def open_run(run: str, device: str | None = None) -> SavedModel:
+    """The trained model of a run folder, on `device` or the best there is. Raises `UserError`."""
+    from msun_fastai.devices import pick_device
+    from msun_fastai.memory import keep_freed_memory
+    from msun_fastai.models.saving import load_model_folder
+
+    keep_freed_memory()
+    return load_model_folder(run, pick_device(device))
+
+
+def images_of(run: str, saved: SavedModel, console: Console, **choice: Any) -> Labelled:
+    """The images that `choice` says, see `find_images`; bad ones and notes are told."""
+    from msun_fastai.data.bad import bad_lines
+    from msun_fastai.labelled import find_images
+
+    found = find_images(run, saved, **choice)
+    for line in [*found.source.notes, *bad_lines(found.bad)]:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return found
+
+
+def out_folder(label: str, out: str | None) -> Path:
+    """The folder for what a verb writes: `out`, or `runs/<label>-<time>`, which is new."""
+    from msun_fastai.runfolder import new_run_folder
+
+    return new_run_folder(label, out)
+
+
+@contextmanager
+def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal, nothing on a log; what it gives is called with the images that are
+    done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    if not console.is_terminal:
+        yield bool
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def percent(share: float | None) -> str:
+    """A share as a table has it."""
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def between(ends: Sequence[float]) -> str:
+    """An interval of shares as a table has it."""
+    low, high = ends
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
