@@ -7,6 +7,7 @@ from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy
 from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.native import NativeImage
 from msun_fastai.data.native_dl import NativeDL, NativeImageBlock
+from msun_fastai.interpret import MultiScaleInterpretation
 from msun_fastai.learner import Consistency, msun_cbs, msun_learner, save_learner
 from msun_fastai.losses import si_loss
 from msun_fastai.models.net import MultiScaleNet, MultiScaleOutput, NetConfig

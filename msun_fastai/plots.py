@@ -11,6 +11,11 @@ from msun_fastai.files import replacing
 
 SIZE = (7.0, 4.0)  # inches
 OWN = "at its own size"
+DPI = 160
+# Okabe and Ito's colours, which differ without colour vision too; markers and dashes as well
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 LOSSES = ("train_loss", "valid_loss", "si")  # `ce` is a sum over the views, on another scale
 RANGE = 30  # times the smallest loss: where the largest is above, the axis is logarithmic
 
@@ -109,3 +114,27 @@ def draw(
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return file
+
+
+def new_figure(width: float = 5.0, height: float = 3.6, **grid: Any) -> tuple[Any, Any]:
+    """A figure of that many inches and its axes, `grid` as `Figure.subplots` takes it.
+
+    5 inches keep 10-point text readable on a phone.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**grid)
+
+
+def save_figure(figure: Any, file: Path | str) -> Path:
+    """Write `figure` to `file` as PNG, whole or not at all; returns the path."""
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+    return Path(file)
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """How the line with number `i` is drawn: told from the others by colour, marker and dashes."""
+    colour, marker, dashes = (of[i % len(of)] for of in (COLOURS, MARKERS, DASHES))
+    return {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 5}
