@@ -30,10 +30,17 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def shapes():
-    """A small draw of the embedded dataset: 80 images to train, 41 to validate."""
+    """A small draw of the embedded dataset, as arrays: 80 images to train, 41 to validate."""
+    from dataclasses import replace
+
     from msun_fastai.data.shapes import shapes_source
 
-    return shapes_source(80, 41, seed=7)
+    source = shapes_source(80, 41, seed=7)
+    parts = {
+        part: [replace(s, image=s.image.pixels, size=None) for s in getattr(source, part)]
+        for part in ("train", "valid")
+    }
+    return replace(source, **parts)
 
 
 @pytest.fixture

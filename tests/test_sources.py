@@ -1,5 +1,6 @@
 """Folders, tables, mirrors and names: what is found, and what is said when it is not."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from PIL import Image
 
 from msun_fastai.data.folders import source_from_csv, source_from_folder, source_from_table
+from msun_fastai.data.headers import sample_headers
+from msun_fastai.data.images import load_pixels
 from msun_fastai.data.inputs import expand_paths
 from msun_fastai.data.samples import Sample, make_source, stratified_split, take_evenly
 from msun_fastai.data.sources import source_from_name, source_from_path
@@ -263,13 +266,32 @@ def test_shapes_is_seeded_and_mixed(shapes):
     from msun_fastai.data.shapes import CLASSES, shapes_source
 
     again, other = shapes_source(80, 41, seed=7), shapes_source(80, 41, seed=8)
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(shapes.train, again.train))
-    assert not np.array_equal(shapes.train[0].image, other.train[0].image)
+    pairs = zip(shapes.train, again.train, strict=True)
+    assert all(np.array_equal(a.image, b.image.pixels) for a, b in pairs)
+    assert not np.array_equal(shapes.train[0].image, other.train[0].image.pixels)
     assert not np.array_equal(shapes.train[0].image, shapes.valid[0].image)
     sides = [min(s.image.shape[:2]) for s in shapes.train]
     assert 16 <= min(sides) < 32 < 128 < max(sides) <= 256
     assert [s.label for s in shapes.train].count("plain disc") == 8
     assert len(CLASSES) >= 8
+
+
+def test_shapes_are_drawn_when_they_are_opened(shapes, monkeypatch):
+    from msun_fastai.data import shapes as drawing
+
+    real, drawn = drawing.draw, []
+    monkeypatch.setattr(drawing, "draw", lambda *given: drawn.append(given) or real(*given))
+    source = drawing.shapes_source(80, 41, seed=7)
+    copied = pickle.loads(pickle.dumps(source.valid))
+    sizes = sample_headers(source.valid)
+    assert drawn == []
+    for sample, size, expected in zip(copied, sizes, shapes.valid, strict=True):
+        assert size == sample.size == sample.image.size == expected.image.shape[1::-1]
+        for _ in range(2):
+            assert np.array_equal(load_pixels(sample.image), expected.image)
+    assert len(drawn) == 41
+    named = [*source.samples, *drawing.shapes_source(80, 41, seed=8).samples]
+    assert len({str(s.image) for s in named}) == len(named)  # features are kept under these
 
 
 def test_inputs_of_the_command_line(tmp_path, monkeypatch):

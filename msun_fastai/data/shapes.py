@@ -7,6 +7,9 @@ barely do, so a network that was trained for one size has to lose on the small o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -15,6 +18,7 @@ from msun_fastai.data.samples import Sample, Source, make_source
 OUTLINES = ("disc", "square", "triangle", "cross", "star")
 FILLS = ("plain", "striped")
 CLASSES = tuple(f"{fill} {outline}" for outline in OUTLINES for fill in FILLS)
+PARTS = ("training", "validation")
 SIDES = (16, 256)  # shorter side in pixels
 SKEW = (
     0.75  # below 1: sides lean to the large ones, as photographs do; 1 is uniform in the logarithm
@@ -24,25 +28,53 @@ MIN_CONTRAST = 0.35  # of the figure against its surroundings, in luminance
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
+@dataclass(frozen=True)
+class DrawnImage:
+    """Image `number` of a part (0 to train on, 1 to validate on), drawn once it is opened."""
+
+    label: str
+    seed: int
+    part: int
+    number: int
+
+    def __str__(self) -> str:  # all that it depends on, for features that are kept are known by it
+        return f"shapes of seed {self.seed}, {PARTS[self.part]} image {self.number}: {self.label}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels; nothing else is drawn for them."""
+        return _size(self._rng())
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8 (height, width, 3), kept in the process that drew them."""
+        rng = self._rng()
+        return draw(self.label, *_size(rng), rng)
+
+    def open_bytes(self) -> np.ndarray:
+        """The pixels, for there is no file to decode them from."""
+        return self.pixels
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng((self.seed, self.part, self.number))
+
+
 def shapes_source(train: int = 2000, valid: int = 600, seed: int = 42) -> Source:
-    """`train` and `valid` labelled images as uint8 arrays (h, w, 3), the classes in turn."""
-    parts = [
-        [
-            draw_sample(CLASSES[i % len(CLASSES)], np.random.default_rng((seed, part, i)))
-            for i in range(n)
-        ]
+    """`train` and `valid` labelled images, the classes in turn, none drawn before it is opened."""
+    images = [
+        [DrawnImage(CLASSES[i % len(CLASSES)], seed, part, i) for i in range(n)]
         for part, n in enumerate((train, valid))
     ]
+    parts = [[Sample(image, image.label, image.size) for image in part] for part in images]
     return make_source("shapes", parts[0], parts[1], CLASSES)
 
 
-def draw_sample(label: str, rng: np.random.Generator) -> Sample:
-    """One image of class `label`, everything else drawn from `rng`."""
+def _size(rng: np.random.Generator) -> tuple[int, int]:
+    """Width and height, the first that is drawn from `rng`."""
     low, high = SIDES
     side = round(low * (high / low) ** (rng.random() ** SKEW))
     longer = round(side * rng.uniform(1, 1.4))
-    width, height = (side, longer) if rng.random() < 0.5 else (longer, side)
-    return Sample(draw(label, width, height, rng), label)
+    return (side, longer) if rng.random() < 0.5 else (longer, side)
 
 
 def draw(label: str, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
