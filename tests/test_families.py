@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,12 @@ ROWS = [
     pytest.param(smallest(f), id=f.name, marks=[needs_timm] if f.timm_module else [])
     for f in FAMILIES
 ]
+
+
+@cache
+def smallest_side_of(arch):
+    """The smallest side at which the plain network runs, looked for once for all tests."""
+    return smallest_side(find_family(arch).build_blank(arch, 7), 224)
 
 
 def tensors(module):
@@ -87,7 +94,7 @@ def test_the_canonical_path_is_the_plain_network(arch):
     plain = find_family(arch).build(arch, 7).eval()
     with torch.no_grad():  # GoogLeNet's random weights are so small that it would hide the rest
         plain.get_submodule(find_family(arch).classifier).bias.zero_()
-    side = max(64, smallest_side(plain, 224))
+    side = max(64, smallest_side_of(arch))
     model = MultiScaleNet(NetConfig(arch, 7, (side,), method="vanilla"), plain).eval()
     x = torch.randn(2, 3, side, side)
     with torch.no_grad():
@@ -122,7 +129,7 @@ def test_subnets_of_every_family_fit(arch):
 def do_the_main_job(arch, shapes, folder):
     """Two steps of training, save, load, predict at five sizes, export both ways."""
     family = find_family(arch)
-    canonical = max(64, smallest_side(family.build_blank(arch, 7), 224))
+    canonical = max(64, smallest_side_of(arch))
     set_seed(1)
     dls = NativeImageDataLoaders.from_source(
         shapes.limited(12, 0), scales=(32, canonical), bs=6, num_workers=0, device="cpu"

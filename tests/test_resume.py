@@ -68,6 +68,21 @@ def train(recipe, folder):
     return runs.run(recipe, Console(quiet=True), folder)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A function that gives the run of a recipe from start to end, trained once for all tests; how
+    often it saves is left out of account, for nothing may depend on it."""
+    runs_by_recipe = {}
+
+    def of(recipe):
+        key = recipe.with_values({"train.save_minutes": 60.0}, "test").to_toml()
+        if key not in runs_by_recipe:
+            runs_by_recipe[key] = train(recipe, tmp_path_factory.mktemp("whole") / "run")
+        return runs_by_recipe[key]
+
+    return of
+
+
 def weights(folder):
     return (folder / "model" / "model.safetensors").read_bytes()
 
@@ -96,21 +111,21 @@ def add_dropout(patched):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("step", [4, 6])
-def test_killed_in_a_step(kill, monkeypatch, recipe_of, tmp_path, kind, step):
+def test_killed_in_a_step(kill, monkeypatch, recipe_of, tmp_path, kind):
     recipe = recipe_of(**KINDS[kind])
-    with monkeypatch.context() as patched:
-        if "dropout" in kind:
-            add_dropout(patched)
-        whole = train(recipe, tmp_path / "whole")
+    if "dropout" in kind:
+        add_dropout(monkeypatch)
+    whole = train(recipe, tmp_path / "whole")
+    same = {k: v for k, v in whole.metrics.items() if k != "train_seconds"}
+    for step in (4, 6):
+        killed = tmp_path / f"killed-{step}"
         with monkeypatch.context() as killing:
             kill(killing, step)
             with pytest.raises(Killed):
-                train(recipe, tmp_path / "killed")
-        again = train(recipe, tmp_path / "killed")
-    assert_same(tmp_path / "killed", tmp_path / "whole")
-    same = {k: v for k, v in whole.metrics.items() if k != "train_seconds"}
-    assert {k: v for k, v in again.metrics.items() if k != "train_seconds"} == same
+                train(recipe, killed)
+        again = train(recipe, killed)
+        assert_same(killed, whole.folder)
+        assert {k: v for k, v in again.metrics.items() if k != "train_seconds"} == same
 
 
 def test_killed_again_and_again(kill, monkeypatch, recipe_of, tmp_path):
@@ -138,9 +153,8 @@ def test_with_worker_processes(kill, monkeypatch, recipe_of, tmp_path):
 
 @pytest.mark.parametrize("where", ["training", "validation"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_within_a_step(monkeypatch, recipe_of, tmp_path, where, number):
+def test_signals_save_within_a_step(monkeypatch, recipe_of, whole, tmp_path, where, number):
     recipe = recipe_of(**{"train.save_minutes": 60.0})
-    train(recipe, tmp_path / "whole")
     seen = iter(range(100))
     real = TrainingStep.do_one_batch
 
@@ -158,13 +172,12 @@ def test_signals_save_within_a_step(monkeypatch, recipe_of, tmp_path, where, num
     steps = 3 if where == "training" else 5  # of validation it is the third batch of an epoch
     assert (state["steps"], damaged) == (steps, [])
     train(recipe, tmp_path / "stopped")
-    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    assert_same(tmp_path / "stopped", whole(recipe).folder)
 
 
-def test_loader_that_goes_with_the_signal(monkeypatch, recipe_of, tmp_path):
+def test_loader_that_goes_with_the_signal(monkeypatch, recipe_of, whole, tmp_path):
     """Slurm signals the workers of the loader, too; the main process finds them gone."""
     recipe = recipe_of(**{"train.save_minutes": 60.0})
-    train(recipe, tmp_path / "whole")
     real = NativeDL._made
     calls = iter(range(1000))
 
@@ -181,7 +194,7 @@ def test_loader_that_goes_with_the_signal(monkeypatch, recipe_of, tmp_path):
     state, _ = CheckpointFolder(tmp_path / "stopped" / "checkpoints").newest()
     assert state["steps"] == 2
     train(recipe, tmp_path / "stopped")
-    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    assert_same(tmp_path / "stopped", whole(recipe).folder)
 
 
 @pytest.mark.parametrize("write", [1, 2, 4])
@@ -207,9 +220,8 @@ def test_failed_writes(monkeypatch, recipe_of, tmp_path, write):
         assert f"step-{write - 1:08d}.ckpt is still there" in str(e.value)
 
 
-def test_damaged_checkpoints_are_passed_over(kill, monkeypatch, recipe_of, tmp_path, capsys):
+def test_damaged_checkpoints_are_passed_over(kill, monkeypatch, recipe_of, whole, tmp_path, capsys):
     recipe = recipe_of()
-    train(recipe, tmp_path / "whole")
     with monkeypatch.context() as killing:
         kill(killing, 5)
         with pytest.raises(Killed):
@@ -225,7 +237,7 @@ def test_damaged_checkpoints_are_passed_over(kill, monkeypatch, recipe_of, tmp_p
     told = capsys.readouterr().out
     assert "step-00000004.ckpt: damaged" in told
     assert "going on after 3 steps" in told
-    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert_same(tmp_path / "killed", whole(recipe).folder)
 
 
 def test_checkpoints_run_no_code(tmp_path):
@@ -241,7 +253,7 @@ def test_checkpoints_run_no_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_loss_that_is_not_finite(monkeypatch, recipe_of, tmp_path):
+def test_loss_that_is_not_finite(monkeypatch, recipe_of, whole, tmp_path):
     recipe = recipe_of()
     real = MultiScaleNet.classify
     calls = iter(range(1000))
@@ -263,9 +275,8 @@ def test_loss_that_is_not_finite(monkeypatch, recipe_of, tmp_path):
     state, _ = CheckpointFolder(tmp_path / "run" / "checkpoints").newest()
     assert state["steps"] == 3
     assert all(torch.isfinite(value).all() for value in state["model"].values())
-    train(recipe, tmp_path / "whole")
     train(recipe, tmp_path / "run")
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", whole(recipe).folder)
 
 
 def test_whose_run_it_is(kill, monkeypatch, recipe_of, tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 from msun_fastai.callbacks.average import WeightAverage
 from msun_fastai.callbacks.best import BestModel, EarlyStop
 from msun_fastai.callbacks.step import TrainingStep, check_precision
+from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.errors import TrainingError, UserError
 from msun_fastai.learner import Consistency
 
@@ -43,6 +44,14 @@ class Gradients:
 
         learn._step = step
         learn.fit(1, 1e-4, cbs=cbs)
+
+
+@pytest.fixture
+def few(shapes):
+    """Loaders of three batches, at small scales, where it does not matter what is learned."""
+    return NativeImageDataLoaders.from_source(
+        shapes.limited(12, 0), scales=(16, 32), bs=4, num_workers=0, device="cpu"
+    )
 
 
 @pytest.fixture
@@ -138,10 +147,10 @@ def test_bf16_computes_in_bf16(make_learner):
     assert all(torch.isfinite(p).all() for p in learn.model.parameters())
 
 
-def test_fp16_scales_its_loss(make_learner, monkeypatch):
+def test_fp16_scales_its_loss(make_learner, few, monkeypatch):
     """On a GPU; here the CPU stands in for one, whose scaler does the same."""
     monkeypatch.setattr("msun_fastai.callbacks.step.check_precision", lambda p, d: p)
-    learn = make_learner()
+    learn = make_learner(dls=few)
     scales, real = [], TrainingStep.before_step
 
     def looked_at(self):
@@ -171,8 +180,8 @@ def test_not_finite_in_the_term_between_scales(make_learner, monkeypatch):
         learn.fit(1, 1e-3, cbs=TrainingStep())
 
 
-def test_average_is_the_running_one(make_learner):
-    learn = make_learner()
+def test_average_is_the_running_one(make_learner, few):
+    learn = make_learner(dls=few)
     average = WeightAverage(0.8)
     expected = []
     validated = []
@@ -210,8 +219,8 @@ def test_average_is_the_running_one(make_learner):
     assert average.average is None
 
 
-def test_best_and_patience(make_learner):
-    learn = make_learner()
+def test_best_and_patience(make_learner, few):
+    learn = make_learner(dls=few)
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0, 0.5])
     told, kept = [], []
 
