@@ -33,11 +33,14 @@ def shapes():
     """A small draw of the embedded dataset, as arrays: 80 images to train, 41 to validate."""
     from dataclasses import replace
 
+    from msun_fastai.data.images import load_pixels
     from msun_fastai.data.shapes import shapes_source
 
     source = shapes_source(80, 41, seed=7)
     parts = {
-        part: [replace(s, image=s.image.pixels, size=None) for s in getattr(source, part)]
+        part: [
+            replace(s, image=load_pixels(s.image).copy(), size=None) for s in getattr(source, part)
+        ]
         for part in ("train", "valid")
     }
     return replace(source, **parts)

@@ -7,12 +7,13 @@ barely do, so a network that was trained for one size has to lose on the small o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from msun_fastai.data.cache import PixelCache
 from msun_fastai.data.samples import Sample, Source, make_source
 
 OUTLINES = ("disc", "square", "triangle", "cross", "star")
@@ -28,45 +29,52 @@ MIN_CONTRAST = 0.35  # of the figure against its surroundings, in luminance
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DrawnImage:
-    """Image `number` of a part (0 to train on, 1 to validate on), drawn once it is opened."""
+    """Image `number` of a part (0 to train on, 1 to validate on), drawn when it is first opened.
+
+    kept: where the pixels are then, for this process and those forked from it; at `place`.
+    """
 
     label: str
     seed: int
     part: int
     number: int
+    place: int = field(compare=False)
+    kept: PixelCache = field(compare=False, repr=False)
 
     def __str__(self) -> str:  # all that it depends on, for features that are kept are known by it
         return f"shapes of seed {self.seed}, {PARTS[self.part]} image {self.number}: {self.label}"
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels; nothing else is drawn for them."""
-        return _size(self._rng())
-
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        """uint8 (height, width, 3), kept in the process that drew them."""
-        rng = self._rng()
-        return draw(self.label, *_size(rng), rng)
-
     def open_bytes(self) -> np.ndarray:
-        """The pixels, for there is no file to decode them from."""
-        return self.pixels
-
-    def _rng(self) -> np.random.Generator:
-        return np.random.default_rng((self.seed, self.part, self.number))
+        """The pixels, for there is no file to decode them from: uint8 (height, width, 3)."""
+        pixels = self.kept.get(self.place)
+        if pixels is None:
+            rng = _rng(self.seed, self.part, self.number)
+            pixels = draw(self.label, *_size(rng), rng)
+            self.kept.put(self.place, pixels)
+        return pixels
 
 
 def shapes_source(train: int = 2000, valid: int = 600, seed: int = 42) -> Source:
     """`train` and `valid` labelled images, the classes in turn, none drawn before it is opened."""
-    images = [
-        [DrawnImage(CLASSES[i % len(CLASSES)], seed, part, i) for i in range(n)]
-        for part, n in enumerate((train, valid))
+    sizes = [
+        [_size(_rng(seed, part, i)) for i in range(n)] for part, n in enumerate((train, valid))
     ]
-    parts = [[Sample(image, image.label, image.size) for image in part] for part in images]
+    pixels = sum(width * height for part in sizes for width, height in part)
+    kept = PixelCache(train + valid, 3 * pixels)
+    parts = [
+        [
+            Sample(DrawnImage(label, seed, part, i, part * train + i, kept), label, size)
+            for i, (label, size) in enumerate(zip(cycle(CLASSES), sizes[part]))
+        ]
+        for part in (0, 1)
+    ]
     return make_source("shapes", parts[0], parts[1], CLASSES)
+
+
+def _rng(seed: int, part: int, number: int) -> np.random.Generator:
+    return np.random.default_rng((seed, part, number))
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
