@@ -13,6 +13,8 @@ from msun_fastai.bootstrap import mean_interval
 from msun_fastai.errors import UserError
 from msun_fastai.evaluate import Interval, Sweep
 
+MODEL = "model"  # what a run calls the folder of its model
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -61,13 +63,15 @@ def differences(sweeps: Mapping[str, Sweep]) -> list[Difference]:
 def names_of(runs: Sequence[str]) -> list[str]:
     """A short name for each run: its folder's, with as much of the path as tells them apart.
 
-    >>> names_of(["runs/a/model", "runs/b/model", "runs/c"])
-    ['a/model', 'b/model', 'c']
+    >>> names_of(["x/a", "y/a/model", "x/b"])
+    ['x/a', 'y/a', 'b']
     """
-    parts = [Path(run).resolve().parts for run in runs]
+    folders = [Path(run).resolve() for run in runs]
+    # of a model folder in a run the run's
+    parts = [(f.parent if f.name == MODEL else f).parts for f in folders]
     if len(set(parts)) < len(parts):
         twice = next(run for run, own in zip(runs, parts) if parts.count(own) > 1)
-        raise UserError(f"compare: {twice} is named twice")
+        raise UserError(f"{twice}: is named twice")
     lengths = [1] * len(parts)
     names = [own[-1] for own in parts]
     while len(set(names)) < len(names):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from msun_fastai.cli.analyze import model_names
+from msun_fastai.compare import names_of
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_gradcam(run, models, photos, tmp_path):
         *("--count", "3", "--class", "plain disc"),
     )
     assert code == 0
-    names = [f"gradcam-{model_names([str(m) for m in models])[i]}.png" for i in (0, 1)]
+    names = [f"gradcam-{name}.png" for name in names_of([str(m) for m in models])]
     assert files(tmp_path / "out") == sorted([*names, "gradcam.csv", "gradcam.json"])
     assert "all pairs" in text
     found = json.loads((tmp_path / "out" / "gradcam.json").read_text())[0]
@@ -137,11 +137,3 @@ def test_errors_of_one_line(run, models, photos, tmp_path, words, message):
     assert code == 2
     assert message in one_line(err)
     assert not (tmp_path / "out").exists()
-
-
-def test_names_of_runs(tmp_path):
-    a, b = str(tmp_path / "x" / "run"), str(tmp_path / "y" / "run")
-    assert model_names([a, str(tmp_path / "y" / "other")]) == ["run", "other"]
-    assert model_names([f"{a}/model", f"{tmp_path}/z/"]) == ["run", "z"]
-    assert model_names([a, b]) == [a, b]
-    assert model_names([a, a]) == [f"{a} (1)", f"{a} (2)"]

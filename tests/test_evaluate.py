@@ -283,7 +283,8 @@ def test_differences_are_paired_by_image(saved, swept, shapes):
 
 def test_names_of_runs(tmp_path):
     assert names_of(["runs/a", "runs/b/"]) == ["a", "b"]
-    assert names_of(["x/a/model", "x/b/model", "c"]) == ["a/model", "b/model", "c"]
+    assert names_of(["x/a/model", "x/b/model", "c"]) == ["a", "b", "c"]
+    assert names_of(["x/a", "y/a/model", "x/b"]) == ["x/a", "y/a", "b"]
     with pytest.raises(UserError, match="named twice"):
         names_of(["runs/a", "runs/../runs/a"])
 

@@ -377,6 +377,17 @@ def test_pictures_have_a_line_and_a_marker_a_model():
     assert float(stars[0].get_ydata()[0]) == pytest.approx(100 * swept.mean_accuracy)
 
 
+def test_images_stand_in_rows(tmp_path):
+    square = Sample(np.zeros((30, 30, 3), dtype=np.uint8), "a")
+    gone = Sample(tmp_path / "gone.png", "b")
+    figure = figures.plot_images([(square, "$x", 1.5), (gone, "a", 2.0)] * 2)
+    shown = [axes for axes in figure.axes if axes.get_title()]
+    assert [len(axes.images) for axes in shown] == [1, 0, 1, 0]
+    assert shown[0].get_title() == "loss 1.50\na\nas \\$x"
+    with pytest.raises(ValueError, match="no image"):
+        figures.plot_images([])
+
+
 def test_names_and_ticks_of_pictures():
     assert plain("$x") == r"\$x"
     assert plain("a" * 30, 10) == "a" * 9 + "…"

@@ -228,6 +228,7 @@ def _begin(
 ) -> tuple[Console, list[str], list[SavedModel], tuple[int, ...]]:
     """The console, the models with their names, and the sizes; ends: by default the outer two."""
     from msun_fastai.cli.output import check_output, make_console
+    from msun_fastai.compare import names_of
     from msun_fastai.errors import UserError
     from msun_fastai.scales import parse_sizes
 
@@ -244,18 +245,7 @@ def _begin(
         if len(given) < 2:
             raise UserError(f"{runs[0]}: has one scale; name sizes to compare with --sizes")
         given = (given[0], given[-1]) if ends else given
-    return make_console(json_file), model_names(runs), models, given
-
-
-def model_names(runs: list[str]) -> list[str]:
-    """What runs are called in tables and pictures: their folders' names, all different."""
-    folders = [Path(run).resolve() for run in runs]
-    short = [(f.parent if f.name == "model" else f).name for f in folders]
-    names = [name if short.count(name) == 1 else run for name, run in zip(short, runs)]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})"
-        for i, name in enumerate(names)
-    ]
+    return make_console(json_file), names_of(runs), models, given
 
 
 def _write(verb: str, results: list[Any], figures: dict[str, Any], out: str | None) -> Path:

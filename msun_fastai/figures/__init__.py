@@ -13,6 +13,7 @@ from msun_fastai.figures.confusion import (
     plot_confusion,
     shown_classes,
 )
+from msun_fastai.figures.images import draw_images, plot_images
 from msun_fastai.figures.routing import draw_routing, plot_routing, routing_rows
 from msun_fastai.figures.sizes import (
     accuracy_rows,
@@ -35,6 +36,7 @@ __all__ = [
     "draw_accuracy",
     "draw_confusion",
     "draw_cost",
+    "draw_images",
     "draw_matrix",
     "draw_routing",
     "draw_training",
@@ -43,6 +45,7 @@ __all__ = [
     "plot_accuracy",
     "plot_confusion",
     "plot_cost",
+    "plot_images",
     "plot_matrix",
     "plot_routing",
     "routing_rows",

@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from msun_fastai.data.images import REDUCTIONS, open_image
 from msun_fastai.data.samples import Sample
-from msun_fastai.errors import ImageError
 from msun_fastai.evaluate import Sweep
-from msun_fastai.figures.look import plain
-from msun_fastai.plots import new_figure
+from msun_fastai.figures.images import about_image, draw_images, thumbnail
 from msun_fastai.report.parts import data_uri
 
 PER_SCALE = 4
 MOST_SCALES = 6
-SIDE = 160  # pixels of a small picture's longer side
 QUALITY = 80  # of its JPEG
 PARTS_SHOWN = 2  # of a path: the file and its folder, which often is the class
 
@@ -92,18 +88,11 @@ def name_of(image: Any, place: int) -> str:
 
 
 def small_picture(image: Any) -> tuple[str, Any]:
-    """`image` with its longer side at most `SIDE`, as a data URI and as a Pillow image; empty and
-    None where it cannot be read."""
-    from PIL import Image
-
-    try:
-        with open_image(image) as opened:
-            longer = max(opened.size)
-            reduction = next((r for r in REDUCTIONS if longer >= 2 * r * SIDE), 1)
-            picture = Image.fromarray(opened.pixels(reduction))
-    except ImageError:
+    """`image` made small, as a data URI and as a Pillow image; empty and None where it cannot be
+    read."""
+    picture = thumbnail(image)
+    if picture is None:
         return "", None
-    picture.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY)
     return data_uri(file.getvalue(), "jpeg"), picture
@@ -111,16 +100,9 @@ def small_picture(image: Any) -> tuple[str, Any]:
 
 def draw_losses(groups: Sequence[Sequence[Card]]) -> Any:
     """All images of `highest_losses` as one figure, a row a size."""
-    columns = max(map(len, groups))
-    table = {"nrows": len(groups), "ncols": columns, "squeeze": False}
-    figure, panels = new_figure(1.7 * columns, 2.1 * len(groups), **table)
-    figure.get_layout_engine().set(h_pad=0.08)  # inches, else the titles touch the edge
-    for axes in panels.flat:
-        axes.set_axis_off()
-    for cards, row in zip(groups, panels):
-        for card, axes in zip(cards, row):
-            if card.pixels is not None:
-                axes.imshow(card.pixels)
-            title = f"{plain(card.true, 18)}\nas {plain(card.predicted, 18)}"
-            axes.set_title(f"{card.size} px, loss {card.loss:.2f}\n{title}", fontsize=8)
-    return figure
+    return draw_images(
+        [
+            [(c.pixels, f"{c.size} px, {about_image(c.true, c.predicted, c.loss)}") for c in cards]
+            for cards in groups
+        ]
+    )
