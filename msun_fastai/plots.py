@@ -16,6 +16,7 @@ DPI = 160
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+NAMED = 22  # characters of a name that a picture has room for
 LOSSES = ("train_loss", "valid_loss", "si")  # `ce` is a sum over the views, on another scale
 RANGE = 30  # times the smallest loss: where the largest is above, the axis is logarithmic
 
@@ -138,3 +139,12 @@ def line_style(i: int) -> dict[str, Any]:
     """How the line with number `i` is drawn: told from the others by colour, marker and dashes."""
     colour, marker, dashes = (of[i % len(of)] for of in (COLOURS, MARKERS, DASHES))
     return {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 5}
+
+
+def plain(text: str, most: int = NAMED) -> str:
+    """`text` as matplotlib draws it and nothing else: `$` is no formula, odd bytes are escaped, a
+    leading `_` does not hide it from the legend; cut to `most` characters."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return (f" {text}" if text.startswith("_") else text).replace("$", r"\$")

@@ -17,9 +17,10 @@ from msun_fastai.data.images import load_image
 from msun_fastai.data.samples import Sample
 from msun_fastai.errors import UserError
 from msun_fastai.evaluate import Sweep, sweep
-from msun_fastai.figures.look import apart, plain
+from msun_fastai.figures.look import apart
 from msun_fastai.labelled import find_images
 from msun_fastai.models.saving import load_model_folder
+from msun_fastai.plots import plain
 from msun_fastai.report.again import TestedAgain as Again
 from msun_fastai.report.again import check_run
 from msun_fastai.report.folder import read_metrics, recipe_sections, training_section

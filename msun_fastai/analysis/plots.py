@@ -12,7 +12,7 @@ from msun_fastai.analysis.layer_cka import LayerCKA
 from msun_fastai.analysis.size_cams import KEPT, GradCam, SizeMaps
 from msun_fastai.analysis.size_pca import SizePCA
 from msun_fastai.data.resize import as_pixels
-from msun_fastai.plots import COLOURS, MARKERS, line_style, new_figure
+from msun_fastai.plots import COLOURS, MARKERS, line_style, new_figure, plain
 
 COLOURMAP = "viridis"  # equal steps look equal, and it is read without colour vision
 PANEL = 1.75  # inches of a picture in a table of pictures
@@ -27,7 +27,9 @@ def plot_cka(results: Sequence[LayerCKA]) -> Any:
     ticks = max((list(result.values) for result in results), key=len)
     for i, result in enumerate(results):
         values = [math.nan if v is None else v for v in result.values.values()]
-        axes.plot(range(len(values)), values, label=result.name, **line_style(i))
+        axes.plot(
+            range(len(values)), values, label=plain(result.name, LONGEST_NAME), **line_style(i)
+        )
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.35, len(ticks) - 0.65)
     lowest = min((v for r in results for v in r.values.values() if v is not None), default=0.0)
@@ -54,11 +56,11 @@ def plot_gradcam(result: GradCam) -> Any:
             _overlay(axes, at, i)
             answer, share = result.classes[int(at.answers[i])], at.probabilities[i]
             entry = f"{at.size} px, subnet {at.side}"
-            axes.set_title(f"{entry}\n{shortened(answer)} {share:.0%}", fontsize=9)
+            axes.set_title(f"{entry}\n{plain(answer, LONGEST)} {share:.0%}", fontsize=9)
     mean, counted = result.mean_likeness()
-    what = shortened(result.target or f"the answer at {result.sizes[-1].size} px", LONGEST_NAME)
+    what = plain(result.target or f"the answer at {result.sizes[-1].size} px", LONGEST_NAME)
     alike = f"likeness {_number(mean, 3)} ({counted} of {len(result.images)} images)"
-    name = shortened(result.name, LONGEST_NAME)
+    name = plain(result.name, LONGEST_NAME)
     figure.suptitle(f"{name}: {what}\n{alike}", fontsize=10)
     return figure
 
@@ -89,7 +91,7 @@ def plot_pca(results: Sequence[SizePCA]) -> Any:
             _scatter(axes, points, result)
             score = _number(result.projection.separation[size])
             axes.set_title(f"{size} px\nseparation {score}", fontsize=10)
-        row[0].set_ylabel(shortened(result.name, LONGEST_NAME), fontsize=10)
+        row[0].set_ylabel(plain(result.name, LONGEST_NAME), fontsize=10)
     handles, labels = panels[0][0].get_legend_handles_labels()
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": max(2, columns)}
     figure.legend(handles, labels, frameon=False, fontsize=9, markerscale=1.6, **place)
@@ -101,15 +103,10 @@ def _scatter(axes: Any, points: np.ndarray, result: SizePCA) -> None:
     for code, label in enumerate(result.labels):
         mine = points[result.codes == code]
         style = {"color": COLOURS[code % len(COLOURS)], "marker": MARKERS[code % len(MARKERS)]}
-        name = shortened(label)
+        name = plain(label, LONGEST)
         axes.scatter(*mine.T, s=12, alpha=0.75, linewidths=0, label=name, **style)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-
-
-def shortened(text: str, longest: int = LONGEST) -> str:
-    """`text` as far as it fits above a picture."""
-    return text if len(text) <= longest else text[: longest - 3].rstrip() + "..."
 
 
 def _number(value: float | None, places: int = 2) -> str:

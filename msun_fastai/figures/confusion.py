@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from msun_fastai.figures.look import WIDTH, draw_shares, plain
-from msun_fastai.plots import new_figure
+from msun_fastai.figures.look import WIDTH, draw_shares
+from msun_fastai.plots import new_figure, plain
 
 SHOWN_CLASSES = 20  # rows and columns that can be told apart on a phone
 NUMBERED = 10  # and with their numbers written in

@@ -8,8 +8,7 @@ from typing import Any
 from msun_fastai.data.images import REDUCTIONS, open_image
 from msun_fastai.data.samples import Sample
 from msun_fastai.errors import ImageError
-from msun_fastai.figures.look import plain
-from msun_fastai.plots import new_figure
+from msun_fastai.plots import new_figure, plain
 
 SIDE = 160  # pixels of a small picture's longer side
 COLUMNS = 3

@@ -8,19 +8,9 @@ from typing import Any
 import numpy as np
 
 WIDTH = 4.6  # inches; on a phone 10-point text is then 11 pixels high
-NAMED = 22  # characters of a name that a picture has room for
 NEAR = 0.05  # of an axis: what is written closer together would overlap
 SHADES = "Blues"  # by lightness, which needs no colour vision
 FAINT = 0.6  # exponent of a share's shade, below 1 so that small shares are seen
-
-
-def plain(text: str, most: int = NAMED) -> str:
-    """`text` as matplotlib draws it and nothing else: `$` is no formula, odd bytes are escaped, a
-    leading `_` does not hide it from the legend; cut to `most` characters."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    text = text if len(text) <= most else text[: most - 1] + "…"
-    return (f" {text}" if text.startswith("_") else text).replace("$", r"\$")
 
 
 def apart(places: Sequence[float]) -> list[float]:

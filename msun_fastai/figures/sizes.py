@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from msun_fastai.evaluate import Sweep
-from msun_fastai.figures.look import NEAR, WIDTH, apart, draw_shares, legend_above, plain
-from msun_fastai.plots import COLOURS, line_style, new_figure
+from msun_fastai.figures.look import NEAR, WIDTH, apart, draw_shares, legend_above
+from msun_fastai.plots import COLOURS, line_style, new_figure, plain
 
 Row = Mapping[str, Any]
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msun_fastai.figures.look import WIDTH, legend_above, plain
-from msun_fastai.plots import LOSSES, RANGE, legend, line_style, new_figure, series
+from msun_fastai.figures.look import WIDTH, legend_above
+from msun_fastai.plots import LOSSES, RANGE, legend, line_style, new_figure, plain, series
 
 KINDS = ("loss", "accuracy")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from msun_fastai.data.samples import Sample
 from msun_fastai.errors import UserError
 from msun_fastai.evaluate import Sweep
-from msun_fastai.figures.look import plain
 from msun_fastai.models.saving import SavedModel
 from msun_fastai.report.losses import draw_losses, highest_losses, shown_sizes
 from msun_fastai.report.parts import Album, Section, Shown, Tested, table
@@ -57,8 +55,7 @@ def gradcam_section(tested: Tested, saved: SavedModel, samples: Samples, album: 
         section.text = [f"There is none: {error}"]
         return section
     mean, counted = result.mean_likeness()
-    # matplotlib would read some names of classes as formulas
-    figure = plot_gradcam(replace(result, classes=[plain(name) for name in result.classes]))
+    figure = plot_gradcam(result)
     alike = "not defined" if mean is None else f"{mean:.2f}"
     alt = f"Grad-CAM of {len(result.images)} images at {', '.join(map(str, sizes))} pixels; "
     alt += f"mean correlation of the maps across sizes {alike}, over {counted} images."
