@@ -170,6 +170,7 @@ def test_training_goes_on_without_them(run, damaged, tmp_path, workers):
     """Training, evaluation after each epoch, and the test at every size, in one run."""
     n, run_dir = len(hostile.BAD), tmp_path / "run"
     words = ("finetune", "--data", damaged, "--arch", "thin_resnet10", "--no-pretrained")
+    words += ("--set", "train.report=false")
     words += ("--scales", "16,32", "--epochs", "2", "--bs", "8", "--run-dir", run_dir)
     words += ("--set", "data.max_bad=0.9", "--set", f"data.workers={workers}")
     code, out, err = run(*words, "--json", tmp_path / "m.json")
@@ -204,6 +205,7 @@ def test_prediction_gives_each_its_row(run, damaged, saved_run):
 
 def test_too_many_bad_images_stop_the_run(run, damaged, tmp_path):
     words = ("finetune", "--data", damaged, "--arch", "thin_resnet10", "--no-pretrained")
+    words += ("--set", "train.report=false")
     code, _, err = run(*words, "--scales", "16,32", "--run-dir", tmp_path / "run")
     assert code == 2
     assert f"{len(hostile.BAD_HEADERS)} of {2 * GOOD + len(hostile.BAD)} training images" in err
@@ -386,6 +388,7 @@ def test_the_share_is_of_what_the_scan_left_out_too(run, tmp_path):
     photos(tmp_path / "valid")
     hostile.write(tmp_path / "train" / "dark", dict.fromkeys(("one", "two"), b"text"))
     words = ("finetune", "--data", tmp_path, "--arch", "thin_resnet10", "--no-pretrained")
+    words += ("--set", "train.report=false")
     words += ("--scales", "16", "--epochs", "1", "--set", "data.workers=0")
     code, out, err = run(*words, "--run-dir", tmp_path / "a")
     assert code == 0, err

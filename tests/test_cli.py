@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 SMALL = [
+    *("--set", "train.report=false"),
     *("--arch", "thin_resnet10", "--no-pretrained", "--scales", "16,32,64", "--epochs", "1"),
     *("--bs", "8", "--device", "cpu", "--set", "data.workers=0"),
 ]

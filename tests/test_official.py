@@ -53,7 +53,7 @@ def test_finetune_on_every_dataset(laid_out, tmp_path, capsys):
         *("finetune", "--dataset", name, "--data-root", str(root), "--limit", "64"),
         *("--epochs", "1", "--arch", "thin_resnet10", "--no-pretrained", "--scales", "16,32"),
         *("--bs", "16", "--device", "cpu", "--set", "data.workers=0"),
-        *("--run-dir", str(tmp_path / "run")),
+        *("--run-dir", str(tmp_path / "run"), "--set", "train.report=false"),
     ]
     with pytest.raises(SystemExit) as ended:
         main(words)

@@ -1,6 +1,7 @@
 """Runs by their recipes: what starts from another run, probes, dry runs, logs, pictures."""
 
 import csv
+import io
 import json
 
 import pytest
@@ -13,10 +14,13 @@ from msun_fastai import run as runs
 from msun_fastai.data.images import load_pixels
 from msun_fastai.data.shapes import shapes_source
 from msun_fastai.errors import TrainingError, UserError
+from msun_fastai.evaluate import sweep
+from msun_fastai.labelled import find_images
 from msun_fastai.models.heads import classifiers, without_classifiers
 from msun_fastai.models.saving import load_model_folder
 from msun_fastai.plan import plan
 from msun_fastai.recipe import load_recipe
+from msun_fastai.routed import routed_test
 
 QUIET = Console(quiet=True)
 
@@ -314,3 +318,34 @@ def test_probe_of_random_weights_trains_the_classifier_alone(recipe_of):
     trained = [name for name, p in learn.model.named_parameters() if p.requires_grad]
     assert len(trained) == 2
     assert all(name.startswith("head.") for name in trained)
+
+
+def test_a_run_ends_with_its_report(recipe_of, tmp_path):
+    """The method's and its baseline's, from what was measured; the metrics are there before it."""
+    told = Console(record=True, quiet=False, file=io.StringIO(), width=200)
+    recipe = recipe_of(**{"train.report": True, "train.epochs": 1, "baseline": "vanilla"})
+    made = runs.run(recipe, told, tmp_path / "run")
+    for folder in (made.folder, made.folder / "baseline"):
+        page = (folder / "report.html").read_text()
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert f"{100 * metrics['mean_accuracy']:.1f}" in page
+        assert (folder / "report" / "accuracy.png").is_file()
+    assert "vanilla" in (made.folder / "report.html").read_text()
+    assert f"report {made.folder / 'report.html'}" in told.export_text()
+
+
+def test_figures_are_those_of_the_saved_model(pretrained, photos):
+    """What `metrics.json` says can be had again from the model and the images."""
+    metrics = json.loads((pretrained / "metrics.json").read_text())
+    saved = load_model_folder(pretrained)
+    samples = find_images(pretrained, saved).samples
+    found = sweep(saved, samples, metrics["sizes"])
+    assert found.accuracy == metrics["accuracy"]
+    assert [*found.macs] == metrics["macs"]
+    assert (found.mean_accuracy, found.mean_macs) == (
+        metrics["mean_accuracy"],
+        metrics["mean_macs"],
+    )
+    routed = routed_test(saved, samples)
+    assert routed.accuracy == pytest.approx(metrics["native_accuracy"], abs=1e-6)
+    assert {str(k): n for k, n in routed.counts.items()} == metrics["routing"]

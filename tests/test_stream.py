@@ -151,6 +151,7 @@ def test_bad_images_of_a_stream(tmp_path):
 def test_finetune_on_a_stream(run, root, tmp_path):
     words = ("finetune", "--dataset", "grey", "--data-root", root, "--set", "data.stream=true")
     words += ("--arch", "thin_resnet10", "--no-pretrained", "--scales", "16,32", "--bs", "8")
+    words += ("--set", "train.report=false", "--set", "data.workers=0")
     code, out, err = run(*words, "--epochs", "1", "--run-dir", tmp_path / "r", "--json", "-")
     metrics = json.loads(out)
     assert code == 0, err
@@ -159,7 +160,8 @@ def test_finetune_on_a_stream(run, root, tmp_path):
     assert metrics["measured_images"] == 30
     rights = [a * 30 for a in [*metrics["accuracy"], metrics["native_accuracy"]]]
     assert rights == pytest.approx([round(r) for r in rights], abs=1e-3)
-    code, out, _ = run(*words, "--limit", "20", "--run-dir", tmp_path / "s", "--json", "-")
+    few = ("--limit", "20", "--epochs", "1")
+    code, out, _ = run(*words, *few, "--run-dir", tmp_path / "s", "--json", "-")
     assert json.loads(out)["train_images"] == 20
     for more in (("--set", "data.carve=0.1"), ("--set", "data.cache=1"), ("--data", "x")):
         assert run(*words, *more)[0] == 2
@@ -236,6 +238,7 @@ def test_a_bad_image_counts_once_however_often_it_comes(run, tmp_path):
     shards(tmp_path / "grey", "test", 30)
     words = ("finetune", "--dataset", "grey", "--data-root", tmp_path, "--set", "data.stream=true")
     words += ("--arch", "thin_resnet10", "--no-pretrained", "--scales", "16,32", "--bs", "8")
+    words += ("--set", "train.report=false", "--set", "data.workers=0")
     code, out, err = run(*words, "--epochs", "3", "--run-dir", tmp_path / "r", "--json", "-")
     assert code == 0, err
     assert json.loads(out)["bad_images"] == {"train": 1, "valid": 0, "test": 0}
