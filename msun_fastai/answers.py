@@ -25,6 +25,7 @@ from msun_fastai.models.saving import SavedModel
 from msun_fastai.scales import check_choice, check_scales
 from msun_fastai.sized import Sized, sized_networks, subnet_for
 
+MOST_BYTES = 2**30  # of the views of a batch
 OWN = 0  # as a size: each image's own
 NOT_ASKED = -1  # in place of a predicted class
 
@@ -85,7 +86,8 @@ def at_sizes(
     model's own resize rule (Section VI-B). samples: a list, or a stream of them.
 
     A size goes to the subnet that it is routed to, which brings it to its scale, or with
-    `every_subnet` to each of them (Table IV). resize: see `sized_networks`. Raises `UserError`.
+    `every_subnet` to each of them (Table IV). resize: see `sized_networks`. bs: fewer where their
+    views would take more than a GiB. Raises `UserError`.
     """
     sizes, model = check_scales(sizes, "sizes"), saved.model
     if every_subnet:
@@ -98,7 +100,8 @@ def at_sizes(
     def asked(side: int) -> list[Asked]:
         return [((side, model.entry_scales[sized.index]), sized) for sized in each[side]]
 
-    return _ask(saved, samples, EverySide(sizes), asked, bs, workers, "skip", told)
+    most = max(1, MOST_BYTES // (3 * sum(size * size for size in sizes)))
+    return _ask(saved, samples, EverySide(sizes), asked, min(bs, most), workers, "skip", told)
 
 
 def at_own_sizes(
@@ -127,6 +130,11 @@ def at_own_sizes(
     return _ask(saved, samples, sides, asked, bs, workers, on_bad, told)
 
 
+def highest(loss: np.ndarray, k: int) -> list[int]:
+    """The rows of the `k` highest losses, highest first; one that is no number counts as such."""
+    return np.argsort(-np.nan_to_num(loss, nan=np.inf), kind="stable")[:k].tolist()
+
+
 def _ask(
     saved: SavedModel,
     samples: Iterable[Sample],
@@ -143,7 +151,8 @@ def _ask(
     parts: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}
     about: list[Tensor] = []
     unreadable: list[str] = []
-    for batch in multi_view_batches(samples, saved.classes, rule, sides_of, bs, workers):
+    apart = isinstance(sides_of, RoutedSides)  # there each view is one that prediction sees
+    for batch in multi_view_batches(samples, saved.classes, rule, sides_of, bs, workers, apart):
         if batch.unreadable and on_bad == "stop":
             raise UserError(batch.unreadable[0])
         unreadable += batch.unreadable

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_sizes(scales: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({*scales, *between}))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sweep:
     """A network tested at input sizes; figures in the order of `sizes`.
 
@@ -46,6 +47,12 @@ class Sweep:
     answers: Answers
     classes: list[str]
     resize: str = "canonical"
+
+    def __repr__(self) -> str:
+        return (
+            f"Sweep({len(self.answers.codes):,} images at sizes {', '.join(map(str, self.sizes))}; "
+            f"mean accuracy {100 * self.mean_accuracy:.1f} %)"
+        )
 
     @property
     def right(self) -> np.ndarray:
@@ -75,6 +82,10 @@ class Sweep:
 
     def intervals(self) -> tuple[list[Interval], Interval]:
         """95 % bootstrap intervals over the images: of each accuracy, and of their mean."""
+        return self._intervals
+
+    @cached_property
+    def _intervals(self) -> tuple[list[Interval], Interval]:  # seconds for 50,000 images
         right = self.right.astype(float)
         low, high = mean_interval(np.column_stack([right, right.mean(1)]))
         ends = list(zip(low.tolist(), high.tolist()))

@@ -18,6 +18,7 @@ from msun_fastai.analysis.layer_cka import LayerCKA, layer_cka
 from msun_fastai.analysis.pca import choose_classes
 from msun_fastai.analysis.size_cams import GradCam, size_cams
 from msun_fastai.analysis.size_pca import SizePCA, size_pca
+from msun_fastai.answers import highest
 from msun_fastai.data.native_dl import NativeDL
 from msun_fastai.data.samples import Sample, take_evenly
 from msun_fastai.errors import UserError
@@ -27,7 +28,7 @@ from msun_fastai.learner import saved_model
 from msun_fastai.models.saving import SavedModel, load_model_folder
 from msun_fastai.routed import Routed, routed_test
 from msun_fastai.routing import ask_every_subnet, calibrated_rule, check_budget
-from msun_fastai.scales import sweep_sizes
+from msun_fastai.scales import parse_sizes, sweep_sizes
 
 VALID = 1  # the index of the validation part in `dls`
 CKA_IMAGES = 200  # whose features the exact value keeps in memory
@@ -45,7 +46,7 @@ def samples_of(dl: Any) -> list[Sample]:
 @patch
 def sweep(
     self: Learner,
-    sizes: Sequence[int] | None = None,
+    sizes: Sequence[int] | str | None = None,
     ds_idx: int = VALID,
     dl: Any = None,
     every_subnet: bool = False,
@@ -54,9 +55,8 @@ def sweep(
     """Accuracy and cost at every input size, 13 over the scales by default; `evaluate.sweep` has
     the options. The images are those of `dl`, or of the part `ds_idx`, without augmentation."""
     saved, dl = saved_model(self), self.dls[ds_idx] if dl is None else dl
-    sizes = _default_sizes(saved) if sizes is None else tuple(sizes)
-    options: dict[str, Any] = {"bs": dl.bs or self.dls.bs, "workers": dl.fake_l.num_workers}
-    return evaluate.sweep(saved, samples_of(dl), sizes, every_subnet, resize, **options)
+    asked = _sizes(saved, sizes)
+    return evaluate.sweep(saved, samples_of(dl), asked, every_subnet, resize, **_options(self, dl))
 
 
 @patch
@@ -67,8 +67,8 @@ def routing(self: Learner, rule: str | None = None, ds_idx: int = VALID, dl: Any
     `set_routing` change it.
     """
     saved, dl = saved_model(self), self.dls[ds_idx] if dl is None else dl
-    options: dict[str, Any] = {"bs": dl.bs or self.dls.bs, "workers": dl.fake_l.num_workers}
-    found = routed_test(saved, samples_of(dl), every_subnet=rule is not None, **options)
+    every = rule is not None
+    found = routed_test(saved, samples_of(dl), every_subnet=every, **_options(self, dl))
     return found if rule is None else found.under(rule)
 
 
@@ -97,15 +97,22 @@ def calibrate_routing(
     """
     check_budget(budget)
     saved, dl = saved_model(self), self.dls[ds_idx] if dl is None else dl
-    options: dict[str, Any] = {"bs": dl.bs or self.dls.bs, "workers": dl.fake_l.num_workers}
-    rule = calibrated_rule(ask_every_subnet(saved, samples_of(dl), **options), budget)
+    asked = ask_every_subnet(saved, samples_of(dl), **_options(self, dl))
+    rule = calibrated_rule(asked, budget)
     self.set_routing(rule)
     return rule
 
 
-def _default_sizes(saved: SavedModel) -> tuple[int, ...]:
+def _options(learn: Learner, dl: Any) -> dict[str, Any]:
+    return {"bs": dl.bs or learn.dls.bs, "workers": dl.fake_l.num_workers}
+
+
+def _sizes(saved: SavedModel, sizes: Sequence[int] | str | None) -> tuple[int, ...]:
+    """`sizes`, which may be written as on the command line, or 13 over the scales."""
     scales = saved.model.config.scales
-    return sweep_sizes(scales[0], scales[-1])
+    if sizes is None:
+        return sweep_sizes(scales[0], scales[-1])
+    return parse_sizes(sizes) if isinstance(sizes, str) else tuple(sizes)
 
 
 class MultiScaleInterpretation:
@@ -122,14 +129,14 @@ class MultiScaleInterpretation:
         self,
         saved: SavedModel,
         samples: Sequence[Sample],
-        sizes: Sequence[int] | None = None,
+        sizes: Sequence[int] | str | None = None,
         bs: int = 64,
         workers: int = 0,
     ):
         self.saved, self.samples, self.workers = saved, list(samples), workers
-        sizes = _default_sizes(saved) if sizes is None else tuple(sizes)
         options: dict[str, Any] = {"bs": bs, "workers": workers}
-        self.swept = evaluate.sweep(saved, self.samples, sizes, every_subnet=True, **options)
+        asked = _sizes(saved, sizes)
+        self.swept = evaluate.sweep(saved, self.samples, asked, every_subnet=True, **options)
         self.routed = routed_test(saved, self.samples, every_subnet=True, **options)
 
     @classmethod
@@ -138,8 +145,7 @@ class MultiScaleInterpretation:
     ) -> MultiScaleInterpretation:
         """Of the images of `dl`, or of the part `ds_idx`; options are those of the class."""
         dl = learn.dls[ds_idx] if dl is None else dl
-        options = {"bs": dl.bs or learn.dls.bs, "workers": dl.fake_l.num_workers, **options}
-        return cls(saved_model(learn), samples_of(dl), **options)
+        return cls(saved_model(learn), samples_of(dl), **{**_options(learn, dl), **options})
 
     @classmethod
     def from_run(
@@ -196,11 +202,13 @@ class MultiScaleInterpretation:
     def top_losses(self, k: int = 9, size: int | None = None) -> list[tuple[int, float]]:
         """The place in `samples` and the cross-entropy of the `k` images with the highest."""
         loss, images = self._loss(size), self.swept.answers.images
-        return [(int(images[i]), float(loss[i])) for i in np.argsort(-loss, kind="stable")[:k]]
+        return [(int(images[i]), float(loss[i])) for i in highest(loss, k)]
 
     def plot_top_losses(self, k: int = 9, size: int | None = None) -> Any:
         """The images of `top_losses` with class, answer and loss."""
         places = {int(place): row for row, place in enumerate(self.swept.answers.images)}
+        if k < 1:
+            raise UserError(f"k: {k} is not a number of images; give at least 1")
         predicted, classes = self._predicted(size), self.saved.classes
         shown = [
             (self.samples[at], classes[predicted[places[at]]], loss)

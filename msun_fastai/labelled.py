@@ -26,7 +26,7 @@ SHOWN = 3  # class names that an error repeats
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images to look at a model with. name: of the data. part: of it, as a user reads it. samples:
+    """Images to look at a model with. name: of the data. part: of it, or `all`. samples:
     those whose header can be read. bad: the others. source: all parts of the data, with its
     notes."""
 
@@ -77,7 +77,9 @@ def find_images(
     looked = find_bad(replace(source, train=[], valid=samples, test=[]))
     if not looked.source.valid:
         raise UserError(f"{source.name}: no image in {part} can be read; {looked.bad[0].reason}")
-    shown = ("test" if source.test else "validation") if part == "measured" else part
+    shown = part
+    if part == "measured":  # of what has no parts all
+        shown = "test" if source.test else "validation" if source.train else "all"
     return Labelled(source.name, shown, looked.source.valid, source, looked.bad)
 
 
@@ -99,9 +101,9 @@ def _source(
         if dataset is None and data is None:
             raise UserError(f"{run}: does not say which data; give --dataset or --data")
         recipe = default_recipe("finetune")
-    own = (dataset, data) in ((None, None), (recipe.data.dataset, None), (None, recipe.data.path))
-    if own:
-        return _own_source(recipe, root, whole=(dataset, data) != (None, None))
+    whole = (dataset, data) != (None, None)
+    if not whole or _is_own(recipe, dataset, data):
+        return _own_source(recipe, root, whole)
     if data is None:
         return source_from_name(str(dataset), root, seed)
     samples = undivided(data)
@@ -111,9 +113,18 @@ def _source(
     return Source(Path(data).resolve().name, [], samples, classes)
 
 
+def _is_own(recipe: Recipe, dataset: str | None, data: str | None) -> bool:
+    """Whether the data that are named are those of the run, however their path is written."""
+    if data is None:
+        return dataset == recipe.data.dataset
+    return recipe.data.path is not None and Path(data).resolve() == Path(recipe.data.path).resolve()
+
+
 def _own_source(recipe: Recipe, root: str | None, whole: bool) -> Source:
     """The data of a run, in the parts that it had; whole: without the run's limit on images."""
-    values: dict[str, Any] = {"data.limit": None} if whole else {}
+    values: dict[str, Any] = {}
+    if whole:
+        values = {"data.limit": None, "data.stream": False, "data.hub_id": "", "data.revision": ""}
     if root is not None:
         values["data.root"] = root
     source = load_source(recipe.with_values(values, "data"))

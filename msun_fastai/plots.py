@@ -14,8 +14,9 @@ OWN = "at its own size"
 DPI = 160
 # Okabe and Ito's colours, which differ without colour vision too; markers and dashes as well
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+# lists of different lengths: their combinations do not come again for a long time
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)))
 NAMED = 22  # characters of a name that a picture has room for
 LOSSES = ("train_loss", "valid_loss", "si")  # `ce` is a sum over the views, on another scale
 RANGE = 30  # times the smallest loss: where the largest is above, the axis is logarithmic

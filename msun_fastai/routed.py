@@ -18,7 +18,7 @@ from msun_fastai.models.saving import SavedModel
 from msun_fastai.scales import EDGES, route
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Routed:
     """What a network answered to images at their own sizes under the routing `rule`.
 
@@ -31,6 +31,12 @@ class Routed:
     macs: dict[int, int]
     answers: Answers
     classes: list[str]
+
+    def __repr__(self) -> str:
+        return (
+            f"Routed({len(self.answers.codes):,} images by {self.rule}; subnets took "
+            f"{self.counts}; accuracy {100 * self.accuracy:.1f} %)"
+        )
 
     @property
     def scales(self) -> tuple[int, ...]:

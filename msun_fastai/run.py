@@ -88,28 +88,30 @@ def run(recipe: Recipe, console: Console, run_dir: Path | str | None = None) -> 
         seconds = _trained(prepared, folder, console)
         if not is_main():
             return RunResult(folder, {})
-        measured = _measured(prepared, folder, console, seconds)
+        done = [(prepared, folder, _measured(prepared, folder, console, seconds))]
         if prepared.recipe.baseline is not None:
-            measured.metrics["baseline"] = _run_baseline(prepared, folder / "baseline", console)
-        _finished(prepared, folder, measured, console)
-        return RunResult(folder, measured.metrics)
+            done.append(_run_baseline(prepared, folder / "baseline", console))
+            done[0][2].metrics["baseline"] = done[1][2].metrics
+        for _, where, measured in reversed(done):  # with them the run is over
+            write_json(where / FINISHED, measured.metrics)
+        for one, where, measured in done:
+            _report(one, where, measured, console)
+        return RunResult(folder, done[0][2].metrics)
 
 
-def _run_baseline(prepared: Prepared, folder: Path, console: Console) -> dict[str, Any]:
-    """Train and measure the baseline that the recipe names, on the same data; its metrics."""
+def _run_baseline(
+    prepared: Prepared, folder: Path, console: Console
+) -> tuple[Prepared, Path, Measured]:
+    """Train and measure the baseline that the recipe names, on the same data."""
     recipe, found = resolved(baseline_recipe(prepared.recipe)), prepared.found
     learn = make_learner(recipe, found.source, found.count("train"))
     baseline = Prepared(recipe, found, learn)
     seconds = _trained(baseline, folder, console)
-    measured = _measured(baseline, folder, console, seconds)
-    _finished(baseline, folder, measured, console)
-    return measured.metrics
+    return baseline, folder, _measured(baseline, folder, console, seconds)
 
 
-def _finished(prepared: Prepared, folder: Path, measured: Measured, console: Console) -> None:
-    """Write the metrics, with which the run is over, and then its report, which can be made
-    again."""
-    write_json(folder / FINISHED, measured.metrics)
+def _report(prepared: Prepared, folder: Path, measured: Measured, console: Console) -> None:
+    """Write the run's report, which can be made again."""
     if prepared.recipe.train.report:
         saved, samples = saved_model(prepared.learn), prepared.found.source.measured
         with warnings_told(console):
@@ -258,8 +260,8 @@ def _measured(prepared: Prepared, folder: Path, console: Console, seconds: float
         write_rows(folder / "bad_images.csv", [asdict(image) for image in bad])
         _say(
             console,
-            f"{len(bad)} images could not be read and were left out; {folder / 'bad_images.csv'} "
-            "names them",
+            f"left out as they could not be read: {len(bad)} (named in "
+            f"{folder / 'bad_images.csv'})",
         )
     return measured
 

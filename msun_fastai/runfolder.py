@@ -102,7 +102,7 @@ def new_run_folder(label: str, run_dir: Path | str | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"run folder {folder}: cannot be made ({error.strerror})") from error
+        raise UserError(f"folder {folder}: cannot be made ({error.strerror})") from error
     return folder
 
 

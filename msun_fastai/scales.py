@@ -121,7 +121,7 @@ def thresholds(scales: tuple[int, ...], rule: str) -> tuple[float, ...]:
     learnt = tuple(parse_numbers("routing", given))
     if len(learnt) != len(scales) - 1:
         raise UserError(
-            f"routing: {rule}: {len(learnt)} thresholds for {len(scales)} scales; "
+            f"routing: {rule}: number of thresholds {len(learnt)}, of scales {len(scales)}; "
             f"{len(scales) - 1} would fit"
         )
     return learnt
@@ -142,6 +142,22 @@ def check_routing(rule: str) -> str:
     if any(t < 0 for t in learnt) or any(a > b for a, b in pairwise(learnt)):
         raise UserError(f"routing: {rule}: thresholds are sizes in pixels, ascending")
     return rule
+
+
+def described(rule: str, scales: Sequence[int]) -> str:
+    """Which sizes go to which scale, in words.
+
+    >>> described("calibrated:40,1000000", (32, 128, 224))
+    'up to 40 px to subnet 32; larger ones to subnet 128'
+    """
+    parts, below = [], 0.0
+    for scale, most in zip(scales, (*thresholds(tuple(scales), rule), NEVER)):
+        if most <= below:
+            continue  # nothing is left for it
+        largest = f"up to {most:g} px" if most < NEVER else "larger ones" if below else "all sizes"
+        parts.append(f"{largest} to subnet {scale}")
+        below = most
+    return "; ".join(parts)
 
 
 def calibrated(learnt: Sequence[int]) -> str:

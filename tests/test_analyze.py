@@ -80,7 +80,7 @@ def test_gradcam_of_images_that_have_no_labels(run, models, photos, tmp_path):
         *("analyze", "gradcam", models[0], *words, "--out", tmp_path / "out", "--sizes", "16,64")
     )
     assert code == 0
-    assert "1 images could not be read, such as" in text
+    assert "left out as they could not be read: 1, such as" in text
     assert "gradcam.png" in files(tmp_path / "out")
     (found,) = json.loads((tmp_path / "out" / "gradcam.json").read_text())
     assert [row["image"] for row in found["rows"][::2]] == [str(f) for f in files_given]

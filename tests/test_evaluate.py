@@ -23,7 +23,7 @@ from msun_fastai.models.weights import build_net
 from msun_fastai.predict import Predictor, normalize
 from msun_fastai.routed import routed_test
 from msun_fastai.routing import ask_every_subnet, calibrated_rule, gain
-from msun_fastai.scales import sweep_sizes
+from msun_fastai.scales import NEVER, sweep_sizes
 
 SIZES = (16, 24, 40, 64)
 SCALES = (16, 32, 64)
@@ -92,6 +92,39 @@ def test_the_same_whatever_the_batches_and_workers(saved, swept, shapes):
 def test_a_stream_of_samples(saved, swept, shapes):
     found = sweep(saved, iter(shapes.valid), SIZES)
     assert np.array_equal(found.right, swept.right)
+
+
+@pytest.mark.parametrize("rule", ["calibrated:20,30", "calibrated:0,1000000", "up"])
+def test_prediction_takes_the_subnet_that_the_rule_names(saved, shapes, rule):
+    """Whatever the rule would say of a side that was resized already."""
+    model = build_net(replace(saved.model.config, routing=rule)).eval()
+    model.load_state_dict(saved.model.state_dict())
+    again = replace(saved, model=model)
+    found = routed_test(again, shapes.valid)
+    predictions = list(Predictor(again).predict([s.image for s in shapes.valid]))
+    assert found.scale.tolist() == [p.scale for p in predictions]
+    names = [again.classes[code] for code in found.cell.predicted]
+    assert names == [p.label for p in predictions]
+    for i, scale in enumerate(SCALES):
+        assert model.entry_of(torch.zeros(1, 3, scale, scale)) == i
+    assert model.entry_of(torch.zeros(1, 3, 25, 70)) == SCALES.index(model.route(25))
+
+
+def test_every_subnet_sees_what_prediction_sees(saved, shapes, tmp_path):
+    """A JPEG is decoded at a reduced scale for a small subnet, whatever the others need."""
+    samples = []
+    for i, sample in enumerate(shapes.valid[:6]):
+        file = tmp_path / f"{i}.jpg"
+        Image.fromarray(load_pixels(sample.image)).resize((400, 300)).save(file)
+        samples.append(Sample(file, sample.label))
+    asked = ask_every_subnet(saved, samples)
+    for scale in SCALES:
+        rule = f"calibrated:{0 if scale > 16 else NEVER},{0 if scale > 32 else NEVER}"
+        model = build_net(replace(saved.model.config, routing=rule)).eval()
+        model.load_state_dict(saved.model.state_dict())
+        alone = routed_test(replace(saved, model=model), samples)
+        assert set(alone.scale) == {scale}
+        assert np.array_equal(asked.under(rule).cell.loss, alone.cell.loss)
 
 
 @pytest.mark.parametrize("method", ["msun", "vanilla", "snet"])
@@ -228,7 +261,10 @@ def test_a_rule_is_saved_with_the_model(saved_run, tmp_path, shapes):
     image = np.zeros((90, 90, 3), np.uint8)
     assert Predictor(before).predict_one(image).scale == 64
     assert Predictor(after).predict_one(image).scale == 16
-    for rule, said in (("calibrated:100", "1 thresholds for 3 scales"), ("sideways", "unknown")):
+    for rule, said in (
+        ("calibrated:100", "number of thresholds 1, of scales 3"),
+        ("sideways", "unknown"),
+    ):
         with pytest.raises(UserError, match=said):
             set_routing(folder, rule)
     assert load_model_folder(folder).model.config.routing == "calibrated:100,200"
@@ -318,7 +354,7 @@ def test_evaluate(run, world, saved, tmp_path):
     assert code == 0, out
     found = json.loads((tmp_path / "x.json").read_text())
     assert (found["sizes"], found["subnet"]) == ([16, 32, 48, 64], [16, 32, 32, 64])
-    assert (found["images"], found["part"]) == (30, "measured") or found["part"] == "validation"
+    assert (found["images"], found["part"]) == (30, "all")
     assert {"accuracy", "macs", "mean_accuracy", "mean_macs", "params", "interval"} <= set(found)
     cost = network_cost(saved.model.config, found["sizes"])
     assert found["macs"] == list(cost.macs_by_size.values())
@@ -365,10 +401,34 @@ def test_routing_is_calibrated_and_used(run, world, tmp_path):
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["model"]["routing"] == found["routing"]
     assert json.loads((tmp_path / "run" / "model" / "routing.json").read_text()) == found
+    before = (tmp_path / "run" / "model" / "config.json").read_text()
+    assert run("routing", *given[:2], "--data", tmp_path / "none", "--use", "up")[0] == 2
+    assert (tmp_path / "run" / "model" / "config.json").read_text() == before
     code, out, _ = run("routing", *given, "--use", "up", "--json", "-")
     assert json.loads(out)["rules"][0]["rule"] == "up"
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["model"]["routing"] == "up"
+    assert not (tmp_path / "run" / "model" / "routing.json").exists()
+
+
+def test_names_are_no_markup(run, world, tmp_path):
+    shutil.copytree(world / "msun", tmp_path / "run[v2]")
+    given = (tmp_path / "run[v2]", world / "snet", "--data", world / "photos", "--sizes", "16")
+    out = tmp_path / "out[x"
+    code, text, _ = run("compare", *given, "--out", out, "--device", "cpu")
+    assert code == 0
+    assert "run[v2]" in text
+    assert f"pictures and tables in {out}" in text
+
+
+def test_too_few_images_to_calibrate(run, world, tmp_path):
+    folder = tmp_path / "few" / "plain disc"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(folder / "a.png")
+    given = ("--model", world / "msun", "--data", tmp_path / "few", "--device", "cpu")
+    code, _, err = run("routing", *given, "--calibrate")
+    assert code == 2
+    assert "few: 1 images are too few to fit thresholds" in err
 
 
 def test_compare(run, world, tmp_path):
@@ -416,7 +476,17 @@ def test_compare(run, world, tmp_path):
             ("routing", "--model", "{root}/msun", "{data}", "--calibrate", "--budget", "2"),
             "not a share",
         ),
-        (("routing", "--model", "{root}/msun", "{data}", "--use", "calibrated:9"), "1 thresholds"),
+        (
+            ("routing", "--model", "{root}/msun", "{data}", "--use", "calibrated:9"),
+            "number of thresholds 1",
+        ),
+        (("evaluate", "--model", "{root}/vanilla", "{data}", "--subnets"), "has one scale"),
+        (
+            ("evaluate", "--model", "{root}/msun", "{data}", "--out", "{root}/file"),
+            "file cannot be",
+        ),
+        (("evaluate", "--model", "{root}/begun", "{data}"), "is not over; --resume {root}/begun"),
+        (("compare", "{root}/msun", "{root}/snet", "--out", "{root}/file"), "file cannot be"),
         (("compare", "{root}/msun"), "name two runs or more"),
         (("compare", "{root}/msun", "{root}/msun"), "named twice"),
         (("compare", "{root}/msun", "{root}/empty"), "no model in it"),
@@ -428,6 +498,9 @@ def test_errors_are_one_line(run, world, words, said):
         for i, name in enumerate(("cat", "dog")):
             (world / "other" / name).mkdir(parents=True)
             Image.new("RGB", (9, 9), (i, i, i)).save(world / "other" / name / "x.png")
+        (world / "file").write_text("")
+        (world / "begun").mkdir()
+        (world / "begun" / "recipe.toml").write_text("")
         for name in ("torn", "bare"):
             shutil.copytree(world / "msun", world / name)
         file = world / "torn" / "model" / "model.safetensors"

@@ -41,6 +41,8 @@ def test_sweep_and_routing_are_those_of_the_saved_model(learn, shapes):
     assert np.array_equal(found.right, expected.right)
     assert found.macs == expected.macs
     assert len(learn.sweep().sizes) == 13
+    assert learn.sweep("16:48:16").sizes == (16, 32, 48)
+    assert repr(found).startswith("Sweep(41 images at sizes 16, 40; mean accuracy ")
     part = learn.dls.test_dl(shapes.train[:12], with_labels=True)
     assert len(learn.sweep((16,), dl=part).answers.codes) == 12
     routed = learn.routing()
@@ -71,9 +73,12 @@ def test_a_rule_is_used_from_then_on(learn, shapes, tmp_path):
     assert prediction.probability == pytest.approx(float(at_16.max()), abs=1e-4)
     again = msun_learner(learn.dls, start=tmp_path / "model")
     assert again.dls.valid.routing == again.model.config.routing == everything_small
-    with pytest.raises(UserError, match="1 thresholds for 3 scales"):
+    learn.set_routing("calibrated:20,30")  # a side that is routed elsewhere once it was resized
+    predicted = learn.get_preds()[0].argmax(1)
+    assert predicted.tolist() == learn.routing().cell.predicted.tolist()
+    with pytest.raises(UserError, match="number of thresholds 1, of scales 3"):
         learn.set_routing("calibrated:9")
-    assert learn.model.config.routing == everything_small
+    assert learn.model.config.routing == "calibrated:20,30"
 
 
 def test_calibrated_routing_is_not_below_the_fixed_rules(learn):

@@ -63,6 +63,8 @@ def test_what_the_run_left_out_stays_out(run_of, saved, photos):
     whole = find_images(run, saved, data=str(photos))
     assert (whole.part, len(whole.samples)) == ("test", 9)
     assert {str(s.image) for s in own.samples} < {str(s.image) for s in whole.samples}
+    other = f"{photos.parent}/./{photos.name}/"  # the same folder, written otherwise
+    assert len(find_images(run, saved, data=other).samples) == 9
     train = find_images(run, saved, data=str(photos), part="train").samples
     valid = find_images(run, saved, data=str(photos), part="valid").samples
     assert (len(train), len(valid)) == (30, 10)
@@ -71,7 +73,7 @@ def test_what_the_run_left_out_stays_out(run_of, saved, photos):
 def test_another_folder_is_taken_whole_where_it_has_no_parts(run_of, saved, tmp_path):
     folder = pictures(tmp_path / "more")
     found = find_images(run_of(), saved, data=str(folder))
-    assert (found.name, len(found.samples)) == ("more", 6)
+    assert (found.name, found.part, len(found.samples)) == ("more", "all", 6)
     parts = tmp_path / "parts"
     pictures(parts / "train", n=3)
     pictures(parts / "test", n=1)
@@ -125,6 +127,9 @@ def test_no_recipe_and_no_data(saved_run, saved, run_of, monkeypatch):
     monkeypatch.setattr(labelled, "load_source", lambda recipe: stream)
     with pytest.raises(UserError, match="s: the run's data are a stream; take a local copy"):
         find_images(run_of(), saved)
+    monkeypatch.undo()
+    run = run_of(**{"data.path": None, "data.dataset": "shapes", "data.stream": True})
+    assert len(find_images(run, saved, dataset="shapes", limit=5).samples) == 5
 
 
 def test_data_that_have_moved(run_of, saved, tmp_path):

@@ -127,7 +127,7 @@ def test_thresholds_given_by_hand():
     [
         ("calibrated", "thresholds are missing"),
         ("calibrated:", "whole numbers"),
-        ("calibrated:40", "1 thresholds for 3 scales; 2 would fit"),
+        ("calibrated:40", "number of thresholds 1, of scales 3; 2 would fit"),
         ("calibrated:150,40", "ascending"),
         ("calibrated:-1,40", "ascending"),
         ("calibrated:a,b", "whole numbers"),

@@ -15,6 +15,7 @@ from msun_fastai.analysis.gradcam import Cam, grad_cam, likeness
 from msun_fastai.data.multi_view import refuse_none
 from msun_fastai.data.samples import Sample
 from msun_fastai.errors import UserError, did_you_mean
+from msun_fastai.files import finite
 from msun_fastai.models.meta import evaluating
 from msun_fastai.models.saving import SavedModel
 from msun_fastai.sized import Sized, sized_networks
@@ -73,7 +74,7 @@ class GradCam:
         """The numbers as JSON takes them, the maps included."""
         mean, counted = self.mean_likeness()
         pairs = {f"{a}-{b}": self.mean_likeness((a, b)) for a, b in self.alike}
-        return {
+        found = {
             "name": self.name,
             "method": self.method,
             "images": len(self.images),
@@ -83,6 +84,7 @@ class GradCam:
             "rows": self.rows(maps=True),
             "unreadable": self.unreadable,
         }
+        return finite(found)  # a damaged network's maps are no numbers
 
     def rows(self, maps: bool = False) -> list[dict[str, Any]]:
         """One row an image and size, for a table; maps: with the map, as a list of its rows."""

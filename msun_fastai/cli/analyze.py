@@ -93,9 +93,12 @@ def cka(
             )
     how = f"mini-batches of {batch}" if batch else "exact"
     title = f"CKA between {sides[0]} and {sides[1]} pixels, {results[0].images} images, {how}"
+    subnets = [" and ".join(map(str, r.sides)) for r in results]
     layers = max((list(r.values) for r in results), key=len)
-    table = [[r.name, *(_number(r.values.get(x)) for x in layers)] for r in results]
-    print_table(console, title, ["model", *layers], table)
+    table = [
+        [r.name, at, *(_number(r.values.get(x)) for x in layers)] for r, at in zip(results, subnets)
+    ]
+    print_table(console, title, ["model", "subnets", *layers], table)
     folder = _write("cka", results, {"cka": plot_cka(results)}, out)
     _end(console, folder, results, json_file)
 
@@ -128,7 +131,8 @@ def gradcam(
 ) -> None:
     """Where each model looks at several sizes (Eq. 9, Figure 7), and how alike that is.
 
-    The likeness is the correlation of the maps of two sizes, the mean over all pairs of sizes.
+    The likeness is the correlation of the maps of two sizes; over all pairs of sizes it is of the
+    images whose maps have one at all of them.
     """
     console, names, models, sides = _begin(runs, sizes, device, out, json_file)
 
@@ -188,7 +192,7 @@ def pca(
     from msun_fastai.analysis.pca import choose_classes
     from msun_fastai.analysis.plots import plot_pca
     from msun_fastai.analysis.size_pca import size_pca
-    from msun_fastai.cli.output import print_table
+    from msun_fastai.cli.output import print_table, say
     from msun_fastai.cli.testing import images_of, progress
     from msun_fastai.data.samples import take_evenly
 
@@ -212,9 +216,9 @@ def pca(
     print_table(console, title, columns, table)
     for r in results:
         shares = " and ".join(f"{100 * share:.1f} %" for share in r.projection.explained)
-        _say(console, f"{r.name}: the axes hold {shares} of the variance")
+        say(console, f"{r.name}: the axes hold {shares} of the variance")
         for note in r.notes:
-            _say(console, note)
+            say(console, note)
     _end(console, _write("pca", results, {"pca": plot_pca(results)}, out), results, json_file)
 
 
@@ -263,17 +267,16 @@ def _write(verb: str, results: list[Any], figures: dict[str, Any], out: str | No
 
 
 def _end(console: Console, folder: Path, results: list[Any], json_file: str | None) -> None:
-    from msun_fastai.cli.output import write_result
+    from msun_fastai.cli.output import say, write_result
 
     unreadable = results[0].unreadable
     if unreadable:
-        _say(console, f"{len(unreadable)} images could not be read, such as {unreadable[0]}")
-    _say(console, f"pictures and tables in {folder}")
+        say(
+            console,
+            f"left out as they could not be read: {len(unreadable)}, such as {unreadable[0]}",
+        )
+    say(console, f"pictures and tables in {folder}")
     write_result([result.as_dict() for result in results], json_file)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _number(value: float | None) -> str:

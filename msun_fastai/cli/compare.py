@@ -47,8 +47,8 @@ def compare(
 ) -> None:
     """Test several models on the same images, the first one's own by default: accuracy and cost at
     every size, and differences from the first with paired intervals."""
-    from msun_fastai.cli.output import check_output, make_console, write_result
-    from msun_fastai.cli.testing import images_of, open_run, out_folder, progress
+    from msun_fastai.cli.output import check_folder, check_output, make_console, say, write_result
+    from msun_fastai.cli.testing import images_of, open_run, out_folder, progress, tested_title
     from msun_fastai.compare import differences, names_of
     from msun_fastai.errors import UserError
     from msun_fastai.evaluate import sweep
@@ -56,6 +56,7 @@ def compare(
     from msun_fastai.scales import parse_sizes, sweep_sizes
 
     check_output("--json", json_file)
+    check_folder("--out", out)
     if len(runs) < 2:
         raise UserError("compare: name two runs or more; `msun-fastai evaluate` tests one")
     tested = parse_sizes(sizes) if sizes is not None else None
@@ -73,7 +74,7 @@ def compare(
         with progress(console, name, len(found.samples)) as told:
             sweeps[name] = sweep(saved, found.samples, at, bs=bs, workers=workers, told=told)
     apart = differences(sweeps)
-    show(console, f"{found.name}: {len(found.samples):,} {found.part} images", sweeps, apart)
+    show(console, tested_title(found, sweeps[names[0]].answers), sweeps, apart)
     folder = out_folder("compare", out)
     result = {
         "data": found.name,
@@ -83,14 +84,14 @@ def compare(
         "differences": [one.as_dict() for one in apart],
     }
     write(folder, sweeps, result)
-    console.print(f"pictures and tables in {folder}", highlight=False, soft_wrap=True)
+    say(console, f"pictures and tables in {folder}")
     write_result(result, json_file)
 
 
 def show(console: Any, title: str, sweeps: dict[str, Sweep], apart: list[Difference]) -> None:
     """One row a size: the accuracies, and what the others have over the first."""
     from msun_fastai.cli.output import print_table
-    from msun_fastai.cli.testing import percent
+    from msun_fastai.cli.testing import billions, percent, points
 
     first = next(iter(sweeps.values()))
     columns = ["size", *sweeps, *(f"{one.name} - {one.than}" for one in apart)]
@@ -102,17 +103,11 @@ def show(console: Any, title: str, sweeps: dict[str, Sweep], apart: list[Differe
     rows.append(["mean", *means, *(points(one.mean, one.mean_interval) for one in apart)])
     print_table(console, title, columns, rows)
     costs = [
-        [name, swept.resize, f"{swept.mean_macs / 1e9:.4f}", f"{swept.params / 1e6:.2f}"]
+        [name, swept.resize, billions(swept.mean_macs), f"{swept.params / 1e6:.2f}"]
         for name, swept in sweeps.items()
     ]
     heads = ["model", "resize", "mean MACs (G)", "parameters (M)"]
     print_table(console, "", heads, costs)
-
-
-def points(share: float, ends: tuple[float, float]) -> str:
-    """A difference in percentage points with its interval."""
-    low, high = ends
-    return f"{100 * share:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def write(folder: Any, sweeps: dict[str, Sweep], result: dict[str, Any]) -> None:

@@ -56,12 +56,13 @@ def evaluate(
     json_file: Json = None,
 ) -> None:
     """Test a trained model: accuracy, subnet and cost at every input size, with 95 % intervals."""
-    from msun_fastai.cli.output import check_output, make_console, write_result
-    from msun_fastai.cli.testing import images_of, open_run, progress
+    from msun_fastai.cli.output import check_folder, check_output, make_console, say, write_result
+    from msun_fastai.cli.testing import images_of, open_run, progress, tested_title
     from msun_fastai.errors import UserError
     from msun_fastai.scales import parse_sizes, sweep_sizes
 
     check_output("--json", json_file)
+    check_folder("--out", out)
     tested = parse_sizes(sizes) if sizes is not None else None
     if native and (tested is not None or subnets or resize != "canonical"):
         raise UserError("--native: takes images at their own sizes; leave --sizes and the like out")
@@ -71,7 +72,8 @@ def evaluate(
     saved = open_run(model, device)
     choice = {"dataset": dataset, "data": data, "root": data_root}
     found = images_of(model, saved, console, **choice, limit=limit, part=part, seed=seed)
-    title = f"{found.name}: {len(found.samples):,} {found.part} images"
+    if subnets and len(saved.model.entry_scales) == 1:
+        raise UserError(f"--subnets: {saved.model.config.method} has one scale, and no subnets")
     with progress(console, "images", len(found.samples)) as told:
         if native:
             from msun_fastai.routed import routed_test
@@ -84,22 +86,22 @@ def evaluate(
             sides = tested or sweep_sizes(scales[0], scales[-1])
             swept = sweep(saved, found.samples, sides, subnets, resize, bs, workers, told)
     if native:
-        show_routed(console, title, routed)
+        show_routed(console, tested_title(found, routed.answers), routed)
         result = routed.as_dict()
     else:
-        show_sweep(console, title, swept)
+        show_sweep(console, tested_title(found, swept.answers), swept)
         result = swept.as_dict()
     if out is not None:
         folder = write_routed(routed, out) if native else write_sweep(swept, model, out)
-        console.print(f"pictures and tables in {folder}", highlight=False, soft_wrap=True)
+        say(console, f"pictures and tables in {folder}")
     about = {"model": model, "data": found.name, "part": found.part}
     write_result({**about, **result}, json_file)
 
 
 def show_sweep(console: Any, title: str, swept: Sweep) -> None:
     """Accuracy, subnet and cost at every size, the means, and the subnets' matrix."""
-    from msun_fastai.cli.output import print_table
-    from msun_fastai.cli.testing import between, percent
+    from msun_fastai.cli.output import print_table, say
+    from msun_fastai.cli.testing import between, billions, percent
 
     figures = swept.as_dict()
     rows = [
@@ -120,20 +122,20 @@ def show_sweep(console: Any, title: str, swept: Sweep) -> None:
     speed = figures["images_per_second"]
     told = f"{swept.params / 1e6:.2f}M parameters"
     if speed:
-        told += f"; {speed:,.0f} images a second, each at {len(swept.sizes)} sizes"
-    console.print(told, highlight=False, soft_wrap=True)
+        each = "one size" if len(swept.sizes) == 1 else f"{len(swept.sizes)} sizes"
+        told += f"; {speed:,.0f} images a second, each at {each}"
+    say(console, told)
 
 
 def show_routed(console: Any, title: str, routed: Routed) -> None:
     """Accuracy at the images' own sizes, by subnet and by native size, and what that saves."""
-    from msun_fastai.cli.output import print_table
-    from msun_fastai.cli.testing import between, percent
+    from msun_fastai.cli.output import print_table, say
+    from msun_fastai.cli.testing import between, billions, percent
 
-    console.print(
+    say(
+        console,
         f"{title}, at their own sizes, routing {routed.rule}: {percent(routed.accuracy)} "
         f"({between(routed.interval())})",
-        highlight=False,
-        soft_wrap=True,
     )
     rows = [
         [row["subnet"], row["images"], percent(row["accuracy"]), billions(row["macs"])]
@@ -150,30 +152,28 @@ def show_routed(console: Any, title: str, routed: Routed) -> None:
         for row in routed.by_native_size()
     ]
     print_table(console, "", ["native size", "images", "accuracy", "subnets"], bins)
-    console.print(saving_line(routed), highlight=False, soft_wrap=True)
+    say(console, saving_line(routed))
 
 
 def saving_line(routed: Routed) -> str:
     """What the routing costs, in a line."""
+    from msun_fastai.cli.testing import billions
+
     mean = f"an image takes {billions(routed.mean_macs)} G MACs in the mean"
     if len(routed.scales) == 1:
         return f"{mean}; a network of one scale has nothing to route"
     return f"{mean}, {100 * routed.saving:.1f} % less than all of them at {routed.scales[-1]}"
 
 
-def billions(macs: float) -> str:
-    """Multiply-accumulates in 1e9, with the digits that small networks need."""
-    return f"{macs / 1e9:.3f}" if macs >= 1e8 else f"{macs / 1e9:.4f}"
-
-
 def write_sweep(swept: Sweep, model: str, out: str) -> Path:
     """The curves (and the matrix) as PNG, the numbers as CSV and JSON, in the folder `out`."""
     from msun_fastai import figures
+    from msun_fastai.compare import names_of
     from msun_fastai.files import write_json, write_rows
     from msun_fastai.plots import save_figure
     from msun_fastai.runfolder import new_run_folder
 
-    folder, named = new_run_folder("evaluate", out), {Path(model).name: swept}
+    folder, named = new_run_folder("evaluate", out), {names_of([model])[0]: swept}
     save_figure(figures.plot_accuracy(named), folder / "accuracy.png")
     save_figure(figures.plot_cost(named), folder / "cost.png")
     if swept.matrix() is not None and len(swept.scales) > 1:

@@ -41,6 +41,12 @@ def check_output(option: str, file: str | None) -> None:
         raise UserError(f"{option} {file}: {parent} cannot be written to")
 
 
+def check_folder(option: str, folder: str | None) -> None:
+    """`check_output` for a folder that may be there already."""
+    if folder is not None:
+        check_output(option, str(Path(folder) / "x"))
+
+
 def write_result(value: Any, json_file: str | None) -> None:
     """`value` as JSON to `json_file`, to standard output for `-`, nowhere for None."""
     if json_file == STDOUT:
@@ -51,6 +57,11 @@ def write_result(value: Any, json_file: str | None) -> None:
         write_json(Path(json_file), value)
 
 
+def say(console: Console, text: str) -> None:
+    """A line as it is: names of files and classes are no markup, and it is not folded in a log."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
 def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
@@ -59,12 +70,12 @@ def print_table(
     from rich.text import Text
 
     if title:  # a table's own title is folded to the table's width
-        console.print(title, highlight=False, soft_wrap=True)
+        say(console, title)
     table = Table()
     rows = [[("" if cell is None else str(cell)) for cell in row] for row in rows]
     for i, name in enumerate(columns):
         numeric = all(_is_number(row[i]) for row in rows if row[i])
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # file names are no markup
     console.print(table)

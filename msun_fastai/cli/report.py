@@ -23,7 +23,7 @@ def report(
     json_file: Json = None,
 ) -> None:
     """Test a run's network again and write its report.html, one file that needs nothing else."""
-    from msun_fastai.cli.output import check_output, make_console, write_result
+    from msun_fastai.cli.output import check_output, make_console, say, write_result
     from msun_fastai.cli.testing import open_run, progress
 
     check_output("--json", json_file)
@@ -35,8 +35,8 @@ def report(
     samples = _samples(run, saved, console, data_root)
     with progress(console, "images", 2 * len(samples)) as told:
         made = report_again(run, saved, samples, bs, workers, told)
-    console.print(made.summary, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"report in {made.page}", highlight=False, soft_wrap=True, markup=False)
+    say(console, made.summary)
+    say(console, f"report in {made.page}")
     figures = {"mean_accuracy": made.tested.sweep.mean_accuracy}
     figures |= {"native_accuracy": made.tested.routed.accuracy}
     write_result({"report": str(made.page), "summary": made.summary, **figures}, json_file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,8 +59,8 @@ def routing(
 ) -> None:
     """Report how images are routed and what other rules would do; --calibrate and --use change the
     model's rule, and `predict` uses it from then on."""
-    from msun_fastai.cli.output import check_output, make_console, write_result
-    from msun_fastai.cli.testing import images_of, open_run, progress
+    from msun_fastai.cli.output import check_output, make_console, say, write_result
+    from msun_fastai.cli.testing import images_of, open_run, progress, tested_title
     from msun_fastai.errors import UserError
     from msun_fastai.models.saving import set_routing
     from msun_fastai.routing import ask_every_subnet, calibrated_rule, check_budget
@@ -72,11 +74,11 @@ def routing(
     check_budget(budget)
     sides = parse_sizes(sizes) if sizes is not None else None
     console = make_console(json_file)
-    if use is not None:
-        set_routing(model, use)
     saved = open_run(model, device)
     if len(saved.model.entry_scales) == 1:
         raise UserError(f"{model}: {saved.model.config.method} has one scale; nothing to route")
+    if use is not None:
+        saved.model.config = replace(saved.model.config, routing=use)  # refused before all else
     choice = {"dataset": dataset, "data": data, "root": data_root, "limit": limit, "seed": seed}
     found = images_of(model, saved, console, **choice)
 
@@ -86,39 +88,48 @@ def routing(
 
     about: dict[str, Any] = {"model": model, "data": found.name, "sizes": sides}
     if not calibrate:
-        part = f"{len(found.samples):,} {found.part} images"
-        result = reported(console, f"{found.name}: {part}", saved, asked(found.samples))
+        routed = asked(found.samples)
+        result = reported(console, tested_title(found, routed.answers), saved, routed)
+        if use is not None:
+            say(console, f"{set_routing(model, use)}: routing {use}, saved")
         write_result({**about, **result}, json_file)
         return
-    to_fit, held, words = divided(model, saved, found, choice)
+    to_fit, held, words = divided(console, model, saved, found, choice)
     fitted = asked(to_fit)
     rule = calibrated_rule(fitted, budget)
     result = {"routing": rule, "budget": budget}
     result["fitted"] = reported(console, f"fitted on {words[0]}", saved, fitted, rule, budget)
     result["held_out"] = reported(console, f"on {words[1]}", saved, asked(held), rule, budget)
-    folder = set_routing(model, rule)
-    write_calibration(folder, {**about, **result})
-    console.print(f"{folder}: routing {rule}, saved", highlight=False, soft_wrap=True)
+    for line in remarks(rule, saved.model.entry_scales, result["held_out"]["gain"]):
+        say(console, line)
+    folder = set_routing(model, rule, {**about, **result})
+    say(console, f"{folder}: routing {rule}, saved; --use nearest takes it back")
     write_result({**about, **result}, json_file)
 
 
 def divided(
-    run: str, saved: SavedModel, found: Labelled, choice: dict[str, Any]
+    console: Any, run: str, saved: SavedModel, found: Labelled, choice: dict[str, Any]
 ) -> tuple[list[Any], list[Any], tuple[str, str]]:
     """The images to fit thresholds on, the images to report on, and what they are: the validation
     and the test part where there are both, else halves of what there is."""
+    from msun_fastai.cli.testing import images_of
     from msun_fastai.data.samples import stratified_split
-    from msun_fastai.labelled import find_images
+    from msun_fastai.errors import UserError
 
     if found.source.test and found.source.valid:
-        valid = find_images(run, saved, **choice, part="valid")
+        valid = images_of(run, saved, console, **choice, part="valid")
         words = (
             f"{len(valid.samples):,} validation images",
             f"{len(found.samples):,} test images",
         )
         return valid.samples, found.samples, words
     one, other = stratified_split(found.samples, 0.5, choice["seed"])
-    half = f"half of the {found.part} images"
+    if not one or not other:
+        raise UserError(
+            f"{found.name}: {len(found.samples)} images are too few to fit thresholds on half of "
+            "them and report on the others"
+        )
+    half = "half of them" if found.part == "all" else f"half of the {found.part} images"
     return one, other, (f"{len(one):,} images, {half}", f"the other {len(other):,} images")
 
 
@@ -131,9 +142,8 @@ def reported(
     budget: float | None = None,
 ) -> dict[str, Any]:
     """Print what the rules do to these images, and what the calibrated one gains; as JSON too."""
-    from msun_fastai.cli.evaluate import billions
-    from msun_fastai.cli.output import print_table
-    from msun_fastai.cli.testing import between, percent
+    from msun_fastai.cli.output import print_table, say
+    from msun_fastai.cli.testing import between, billions, percent
     from msun_fastai.routing import FIXED, gain, rule_rows
 
     rows = rule_rows(routed, [rule or saved.model.config.routing, *FIXED])
@@ -155,23 +165,25 @@ def reported(
         under = routed.under(saved.model.config.routing)
         return {**found, "by_native_size": under.by_native_size()}
     better = gain(routed, rule, budget)
-    console.print(gain_line(better), highlight=False, soft_wrap=True)
+    say(console, gain_line(better))
     return {**found, "gain": better.as_dict()}
 
 
 def gain_line(better: Gain) -> str:
     """What the calibrated rule has over the better fixed one, in a line."""
+    from msun_fastai.cli.testing import points
+
     if better.than is None or better.difference is None or better.interval is None:
         return "neither of the fixed rules is within the budget"
-    low, high = better.interval
-    return (
-        f"calibrated less {better.than}: {100 * better.difference:+.1f} points "
-        f"({100 * low:+.1f} to {100 * high:+.1f})"
-    )
+    return f"calibrated less {better.than}, in points: {points(better.difference, better.interval)}"
 
 
-def write_calibration(folder: Any, result: dict[str, Any]) -> None:
-    """How the thresholds were found, beside the model."""
-    from msun_fastai.files import write_json
+def remarks(rule: str, scales: Sequence[int], held_out: dict[str, Any]) -> list[str]:
+    """What a user should know of a rule before it is used: where images go, and whether the gain is
+    there on images that it was not fitted to."""
+    from msun_fastai.scales import described
 
-    write_json(folder / "routing.json", result)
+    lines = [described(rule, scales)]
+    if held_out["interval"] is not None and held_out["interval"][0] <= 0:
+        lines.append("on the images that it was not fitted to it is not surely better")
+    return lines

@@ -69,7 +69,10 @@ class _Views(Dataset):
     What it is asked for is a place in `samples`, or a place with the sample of a stream.
     """
 
-    def __init__(self, samples: Any, classes: Sequence[str], rule: str, sides_of: SidesOf):
+    def __init__(
+        self, samples: Any, classes: Sequence[str], rule: str, sides_of: SidesOf, apart: bool
+    ):
+        self.apart = apart
         self.samples = samples if isinstance(samples, Sequence) else ()
         self.codes = {name: i for i, name in enumerate(classes)}
         self.rule, self.sides_of = rule, sides_of
@@ -80,13 +83,24 @@ class _Views(Dataset):
             raise UserError(f"label {sample.label!r} is not among the {len(self.codes)} classes")
         try:
             with open_image(sample.image) as image:
-                sides = self.sides_of(image.native_size)
-                # once, as large as the largest of the sides needs it
-                pixels = image.pixels(reduction_for(image.size, max(sides), self.rule))
+                size, sides = image.size, self.sides_of(image.native_size)
+                # as large as the largest of the sides needs it
+                first = reduction_for(size, max(sides), self.rule)
+                pixels = {first: image.pixels(first)}
+            for side in sides if self.apart else ():
+                if (reduction := reduction_for(size, side, self.rule)) not in pixels:
+                    with open_image(sample.image) as image:
+                        pixels[reduction] = image.pixels(reduction)
         except ImageError as error:
             return str(error)
-        views = {s: fit_pixels(pixels, fit_whole(image.size, s, self.rule)) for s in sides}
-        return i, self.codes[sample.label], image.native_size, views
+        views = {
+            s: fit_pixels(
+                pixels[reduction_for(size, s, self.rule) if self.apart else first],
+                fit_whole(size, s, self.rule),
+            )
+            for s in sides
+        }
+        return i, self.codes[sample.label], min(size), views
 
 
 def _collate(items: list[Any]) -> ViewBatch:
@@ -108,16 +122,18 @@ def multi_view_batches(
     sides_of: SidesOf,
     bs: int = 64,
     workers: int = 0,
+    apart: bool = False,
 ) -> Iterator[ViewBatch]:
     """The views of `samples`, a list or a stream of them, `bs` images at a time, in their order.
 
     Each image is decoded once and resized by `rule` to the sides that `sides_of` its native size
-    are. A label that is not among `classes` is a `UserError`.
+    are. apart: a JPEG is decoded for each side as for that side alone, so that each view is to the
+    pixel what prediction sees there. A label that is not among `classes` is a `UserError`.
     """
     # a stream is read here, for each worker would see a share of it alone: what they are sent for
     # an index is the sample with its place
     keys: Any = range(len(samples)) if isinstance(samples, Sequence) else enumerate(samples)
-    dataset = _Views(samples, classes, rule, sides_of)
+    dataset = _Views(samples, classes, rule, sides_of, apart)
     return iter(DataLoader(dataset, bs, sampler=keys, num_workers=workers, collate_fn=_collate))
 
 

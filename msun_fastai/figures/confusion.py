@@ -95,4 +95,6 @@ def draw_confusion(rows: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> A
     axes.set_xticks(range(len(shown)), names, rotation=90, **small)
     axes.set_yticks(range(len(shown)), names, **small)
     axes.set(xlabel="predicted", ylabel="true class")
+    if few:
+        axes.set_title("per cent of the true class", fontsize=10)
     return figure

@@ -11,7 +11,7 @@ from msun_fastai.figures.look import WIDTH, legend_above
 from msun_fastai.plots import COLOURS, new_figure
 from msun_fastai.routed import Routed
 
-HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
+HATCHES = ("", "///", "...", "xx", "\\\\\\")
 
 
 def routing_rows(routed: Routed) -> list[dict[str, Any]]:

@@ -86,11 +86,12 @@ def draw_cost(rows: Sequence[Row]) -> Any:
         up = [100 * r["accuracy"] for r in of]
         axes.plot(across, up, label=plain(name), **style)
         star = {"color": style["color"], "marker": "*", "markeredgecolor": "black"}
-        mean = {"label": "mean over sizes"} if i == len(models) - 1 else {}
-        axes.plot(np.mean(across), np.mean(up), markersize=14, linestyle="", **star, **mean)
+        axes.plot(np.mean(across), np.mean(up), markersize=14, linestyle="", **star)
         if len(models) <= 2:
             points = list(zip(across, up, [r["size"] for r in of]))
             _write_sizes(axes, points, room, left=i == 0)
+    blank = {"marker": "*", "markeredgecolor": "black", "color": "white"}  # of no model's colour
+    axes.plot([], [], markersize=14, linestyle="", label="mean over sizes", **blank)
     axes.set(xlabel=f"multiply-accumulates of an image ({named_unit})", ylabel="accuracy (%)")
     axes.set_xlim(0, 1.25 * most / unit)  # room for what is written beside the last points
     axes.grid(alpha=0.3)
@@ -159,4 +160,5 @@ def draw_matrix(rows: Sequence[Row]) -> Any:
     axes.set_xticks(range(len(sizes)), sizes)
     axes.set_yticks(range(len(subnets)), subnets)
     axes.set(xlabel="input size (pixels)", ylabel="subnet")
+    axes.set_title("accuracy (%); framed: the subnet that takes the size", fontsize=10)
     return figure

@@ -156,8 +156,12 @@ class MultiScaleNet(nn.Module):
         return MultiScaleOutput(self._unified(features, entries), features)
 
     def entry_of(self, view: Tensor) -> int:
-        """The index of the scale at which a view (n, 3, h, w) enters."""
-        return self.entry_scales.index(self.route(min(view.shape[-2:])))
+        """The index of the scale at which a view (n, 3, h, w) enters: its own where it has the side
+        of one, for then it was routed before it was resized; learnt thresholds could send that side
+        elsewhere."""
+        side = min(view.shape[-2:])
+        scales = self.entry_scales
+        return scales.index(side if side in scales else self.route(side))
 
     def subnet_features(self, view: Tensor, i: int) -> Tensor:
         """f_i of a view, on the grid where g takes it: (n, c, h_i, w_i)."""

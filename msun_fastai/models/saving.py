@@ -20,6 +20,7 @@ from msun_fastai.scales import check_choice
 
 FORMAT = 2
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+ROUTING_FILE = "routing.json"  # how calibrated thresholds were found
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,18 @@ def save_model_folder(folder: Path | str, saved: SavedModel) -> Path:
     return path
 
 
-def set_routing(run: Path | str, rule: str) -> Path:
-    """Give the saved model in `run` another routing rule; returns its folder. Raises `UserError`
-    for a rule that does not fit its scales."""
+def set_routing(run: Path | str, rule: str, found: dict[str, Any] | None = None) -> Path:
+    """Give the saved model in `run` another routing rule; returns its folder. found: how the rule
+    was, to be kept beside it. Raises `UserError` for a rule that does not fit its scales."""
     file = find_model_folder(run) / CONFIG_FILE
     config, _, _ = _read_config(file)
     data = json.loads(file.read_text(encoding="utf-8"))
     data["model"] = replace(config, routing=rule).as_dict()
+    how = file.parent / ROUTING_FILE
+    how.unlink(missing_ok=True)  # it is of the rule before
     write_json(file, data)
+    if found is not None:
+        write_json(how, found)
     return file.parent
 
 

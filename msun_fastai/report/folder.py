@@ -46,6 +46,11 @@ def _check(metrics: Mapping[str, Any]) -> None:
     for key, kind in NEEDED.items():
         if not isinstance(metrics[key], kind):
             raise ValueError(f"{key} = {metrics[key]!r}")
+    for key in ("train_images", "test_images", "measured_images", "train_seconds"):
+        if not isinstance(metrics.get(key, 0), (int, float)):
+            raise ValueError(f"{key} = {metrics[key]!r}")
+    if not all(isinstance(n, int) for n in (metrics.get("bad_images") or {}).values()):
+        raise ValueError(f"bad_images = {metrics['bad_images']!r}")
     for key in ("accuracy", "subnet", "macs"):
         values = metrics.get(key, [0] * n)  # runs of before have no macs
         if len(values) != n or not all(isinstance(v, (int, float)) for v in values):

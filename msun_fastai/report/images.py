@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +62,7 @@ def gradcam_section(tested: Tested, saved: SavedModel, samples: Samples, album: 
         "that the network answers at the largest size. Likeness is the correlation of an image's "
         "maps over its sizes, 1 where they are the same."
     )
-    picture = album.add("gradcam", figure, _finite(result.as_dict()), alt, caption, wide=True)
+    picture = album.add("gradcam", figure, result.as_dict(), alt, caption, wide=True)
     section.pictures = [picture]
     columns: list[Shown] = [
         ("image", "image", str),
@@ -92,12 +90,3 @@ def _some_sizes(sizes: Sequence[int]) -> list[int]:
     if len(sizes) <= MAPPED_SIZES:
         return list(sizes)
     return [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
-
-
-def _finite(value: Any) -> Any:
-    """`value` with None for every number that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from msun_fastai.answers import highest
 from msun_fastai.data.samples import Sample
 from msun_fastai.evaluate import Sweep
 from msun_fastai.figures.images import about_image, draw_images, thumbnail
@@ -57,9 +56,8 @@ def highest_losses(sweep: Sweep, samples: Sequence[Sample], k: int = PER_SCALE) 
     answers, found, small = sweep.answers, [], {}
     for size in shown_sizes(sweep):
         cell = answers.cells[size, sweep.subnet[sweep.sizes.index(size)]]
-        order = np.argsort(-np.nan_to_num(cell.loss, nan=np.inf), kind="stable")[:k]
         cards = []
-        for rank, row in enumerate(order.tolist(), 1):
+        for rank, row in enumerate(highest(cell.loss, k), 1):
             place = int(answers.images[row])
             if place not in small:  # the same image is often hard at every scale
                 small[place] = small_picture(samples[place].image)

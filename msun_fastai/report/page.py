@@ -20,7 +20,7 @@ from msun_fastai.report.sections import (
     cost_section,
     routing_section,
 )
-from msun_fastai.report.words import listed, summary
+from msun_fastai.report.words import listed, percent, summary
 
 REPORT, TEMPLATE = "report.html", "template.html"
 
@@ -120,7 +120,13 @@ def notes(measured: Tested) -> list[str]:
     if bad:
         found.append(
             f"{bad:,} {'image' if bad == 1 else 'images'} could not be read and "
-            f"{'is' if bad == 1 else 'are'} left out; bad_images.csv names them."
+            f"{'is' if bad == 1 else 'are'} left out, see bad_images.csv."
+        )
+    own = metrics.get("native_accuracy")
+    if own is not None and abs(own - measured.routed.accuracy) > 1e-5:
+        found.append(
+            f"metrics.json has {percent(own)} at the images' own sizes: the network, its routing "
+            f"(now {measured.routed.rule}) or the images have changed since the run."
         )
     n, before = len(measured.sweep.answers.codes), metrics.get("measured_images")
     if before is not None and before != n:

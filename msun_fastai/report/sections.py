@@ -44,8 +44,8 @@ def accuracy_section(tested: Tested, rows: list[dict[str, Any]], album: Album) -
     caption = f"Every image is resized to each size. {BAND}"
     if set(tested.sweep.sizes) - set(tested.sweep.scales):
         caption += (
-            " Where a marker is hollow the size is no scale of the network, and images are resized "
-            "once more, to the scale that they are routed to."
+            " Where a marker is hollow images of the size are resized once more, to the scale that "
+            "they are routed to."
         )
     if tested.metrics.get("baseline"):
         caption += " The baseline's own report has its intervals."
