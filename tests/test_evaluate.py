@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from msun_fastai.answers import NOT_ASKED, OWN, at_own_sizes, at_sizes
+from msun_fastai.answers import NOT_ASKED, OWN, Answers, Cell, at_own_sizes, at_sizes
+from msun_fastai.bootstrap import mean_interval
 from msun_fastai.compare import difference, names_of
 from msun_fastai.data.images import load_pixels
 from msun_fastai.data.resize import load_fitted
@@ -21,7 +22,7 @@ from msun_fastai.models.net import NetConfig
 from msun_fastai.models.saving import load_model_folder, save_model_folder, set_routing
 from msun_fastai.models.weights import build_net
 from msun_fastai.predict import Predictor, normalize
-from msun_fastai.routed import routed_test
+from msun_fastai.routed import Routed, routed_test
 from msun_fastai.routing import ask_every_subnet, calibrated_rule, gain
 from msun_fastai.scales import NEVER, sweep_sizes
 
@@ -241,12 +242,31 @@ def test_calibration_at_sizes_counts_each_image_at_each(saved, shapes):
     small = asked.answers.native == 16
     assert asked.answers.right(OWN, 32)[small].tolist() == swept.answers.right(16, 32).tolist()
     assert asked.answers.right(OWN, 64)[~small].tolist() == swept.answers.right(48, 64).tolist()
+    # what is drawn again is the image, with both of its answers
+    low, high = mean_interval(asked.right.reshape(2, -1).mean(0)[:, None])
+    assert asked.interval() == (low[0], high[0])
+    assert low[0] < asked.accuracy < high[0]
     rule = calibrated_rule(asked)
     better = gain(asked, rule)
     assert better.difference >= 0
     assert better.interval[0] <= better.difference <= better.interval[1]
     cheap = calibrated_rule(asked, 0.8)
     assert asked.under(cheap).mean_macs <= 0.8 * asked.macs[64]
+
+
+def test_a_gain_is_over_the_better_fixed_rule_within_the_budget():
+    """Subnet 32 alone is right: `up` sends it the three images of 20 pixels, `nearest` the one of
+    40."""
+    native, none = np.array([20, 20, 20, 40]), np.zeros(4, dtype=np.int64)
+    cells = {(OWN, s): Cell(none + (s != 32), none.astype(np.float32)) for s in SCALES}
+    asked = Routed("nearest", {16: 1, 32: 2, 64: 4}, Answers(np.arange(4), none, native, cells), [])
+    rule = calibrated_rule(asked)
+    assert asked.under(rule).accuracy == 1
+    found = gain(asked, rule)
+    assert (found.than, found.difference) == ("up", 0.25)
+    assert gain(asked, rule, 0.5).than == "nearest"  # `up` costs 2.5 of 4, it 1.25
+    assert gain(asked, rule, 0.5).difference == 0.75
+    assert gain(asked, rule, 0.3).difference is None
 
 
 def test_a_rule_is_saved_with_the_model(saved_run, tmp_path, shapes):
