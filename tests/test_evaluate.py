@@ -90,6 +90,15 @@ def test_the_same_whatever_the_batches_and_workers(saved, swept, shapes):
         assert again.matrix() is None
 
 
+def test_one_decode_is_large_enough_for_every_size(saved, shapes, tmp_path):
+    """A JPEG is reduced while it is decoded, no further than the largest size bears."""
+    file = tmp_path / "large.jpg"
+    Image.fromarray(load_pixels(shapes.valid[0].image)).resize((400, 300)).save(file)
+    samples = [Sample(file, shapes.classes[0])]
+    several, one = sweep(saved, samples, (16, 64)), sweep(saved, samples, (64,))
+    assert np.array_equal(several.loss[:, 1], one.loss[:, 0])
+
+
 def test_a_stream_of_samples(saved, swept, shapes):
     found = sweep(saved, iter(shapes.valid), SIZES)
     assert np.array_equal(found.right, swept.right)
