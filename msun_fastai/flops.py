@@ -64,6 +64,28 @@ def count_macs(module: nn.Module, side: int) -> int:
     return counter.get_total_flops() // PER_MAC
 
 
+def zero_inserted_macs(module: nn.Module, side: int) -> int:
+    """`count_macs` with a deconvolution as the convolution of stride 1 that it is of an input with
+    zeros put in: what ScaleNet's paper counts (its FLOPs of D25 and D10 are these).
+
+    Of a stride of 2 that is 4 times the multiply-accumulates that are done.
+    """
+    more = 0
+
+    def add(layer: nn.ConvTranspose2d, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
+        nonlocal more
+        zeros = made.shape[2:].numel() - given[0].shape[2:].numel()
+        more += layer.weight.numel() * zeros
+
+    layers = [m for m in module.modules() if isinstance(m, nn.ConvTranspose2d)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    try:
+        return count_macs(module, side) + more
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def count_params(module: nn.Module) -> int:
     """Parameters of `module`, those that its parts share once."""
     return sum(p.numel() for p in module.parameters())

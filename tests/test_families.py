@@ -26,7 +26,11 @@ from msun_fastai.predict import Predictor
 
 ROOT = Path(__file__).parent.parent
 OF_TIMM = {"resnet": "resnet14t", "regnet": "regnetx_002", "convnext": "convnext_atto"}
-SMALLEST = {"regnet": "regnet_y_400mf", "vgg": "vgg11_bn"}  # elsewhere a row's first network
+SMALLEST = {
+    "regnet": "regnet_y_400mf",
+    "vgg": "vgg11_bn",
+    "scalenet": "scalenet_d2d2_w8",
+}  # elsewhere a row's first network
 needs_timm = pytest.mark.skipif(not timm_names.installed(), reason="timm is not installed")
 
 

@@ -70,7 +70,9 @@ class Family:
     build: makes the plain network from a name and a number of classes. options: its further
     arguments. unused: first parts of the names of published weights that have no place here.
     subnets: False where the structure does not bear smaller subnets. timm_module: the module of
-    timm that the family's names come from, instead of `archs`.
+    timm that the family's names come from, instead of `archs`. check_name: where the family has a
+    naming rule, of which `archs` are examples, raises a `UserError` for a name against it; every
+    name that starts as the family's is then of this family.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Family:
     unused: Paths = ()
     subnets: bool = True
     timm_module: str | None = None
+    check_name: Callable[[str], object] | None = None
 
     def build(self, arch: str, n_classes: int) -> nn.Module:
         """The plain network `arch` with random weights and `n_classes` outputs."""

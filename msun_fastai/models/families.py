@@ -10,6 +10,8 @@ from torchvision.models import list_models
 from msun_fastai.errors import UserError, did_you_mean
 from msun_fastai.models import timm_names
 from msun_fastai.models.backbones import Family, Paths
+from msun_fastai.models.scalenet import scalenet, scalenet_blocks, scalenet_reducers
+from msun_fastai.models.scalenet_names import parse_scalenet
 from msun_fastai.models.thin import thin_resnet10
 
 
@@ -36,6 +38,12 @@ REGNET_BLOCKS = tuple(f"trunk_output.block{i}" for i in (1, 2, 3, 4))
 REGNETS = (
     *("y_400mf", "y_800mf", "y_1_6gf", "y_3_2gf", "y_8gf", "y_16gf", "y_32gf", "y_128gf"),
     *("x_400mf", "x_800mf", "x_1_6gf", "x_3_2gf", "x_8gf", "x_16gf", "x_32gf"),
+)
+# of the names that the rule makes, the paper's, but for the deepest
+SCALENETS = (
+    *("scalenet32_d7", "scalenet44_d10", "scalenet98_d20s5", "scalenet124_d30"),
+    *("scalenet103_d25", "scalenet68_d8d8", "scalenet38_d3d3s3", "scalenet48_d4d4s4"),
+    *("scalenet54_d4d5s5", "scalenet59_d4d5s6"),
 )
 
 FAMILIES = (
@@ -174,6 +182,16 @@ FAMILIES = (
         subnets=False,
     ),
     Family(
+        name="scalenet",
+        archs=SCALENETS,
+        blocks=scalenet_blocks,
+        head="avgpool @flatten classifier",
+        classifier="classifier",
+        reducers=scalenet_reducers,
+        build_plain=scalenet,
+        check_name=parse_scalenet,
+    ),
+    Family(
         name="timm_resnet",
         timm_module="resnet",
         blocks=("conv1 bn1 act1 maxpool", *RESNET),
@@ -212,6 +230,9 @@ def find_family(arch: str) -> Family:
     """
     for family in FAMILIES:
         if arch in family.archs:
+            return family
+        if family.check_name and arch.startswith(family.name):
+            family.check_name(arch)
             return family
     modules = {f.timm_module: f for f in FAMILIES if f.timm_module}
     module = timm_names.module_of(arch, tuple(modules))
