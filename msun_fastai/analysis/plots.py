@@ -1,4 +1,4 @@
-"""The pictures of an analysis: the paper's Figures 2, 7 and 8 with one's own models."""
+"""The pictures of an analysis: the papers' figures with one's own models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from msun_fastai.analysis.depth import MAIN, DepthAccuracy
 from msun_fastai.analysis.layer_cka import LayerCKA
 from msun_fastai.analysis.size_cams import KEPT, GradCam, SizeMaps
 from msun_fastai.analysis.size_pca import SizePCA
@@ -19,6 +20,7 @@ PANEL = 1.75  # inches of a picture in a table of pictures
 SHARE = 0.6  # of the map in the colour of a pixel
 LONGEST = 16  # characters of a class name above a picture
 LONGEST_NAME = 28  # of a model's
+TICKS = 12  # blocks that an axis can name one by one
 
 
 def plot_cka(results: Sequence[LayerCKA]) -> Any:
@@ -39,6 +41,30 @@ def plot_cka(results: Sequence[LayerCKA]) -> Any:
     axes.grid(alpha=0.3)
     across = 3 if all(len(r.name) <= LONGEST for r in results) else 1
     figure.legend(loc="outside upper center", ncols=across, frameon=False)
+    return figure
+
+
+def plot_depth(results: Sequence[DepthAccuracy]) -> Any:
+    """Accuracy by depth, a line a model, ended by its own classifier (ScaleNet's Figure 6).
+
+    Returns a matplotlib `Figure`.
+    """
+    figure, axes = new_figure()
+    for i, result in enumerate(results):
+        style = line_style(i)
+        up = [100 * block.accuracy for block in result.blocks]
+        name = plain(result.name, LONGEST_NAME)
+        axes.plot(range(1, len(up) + 1), up, label=name, **style)
+        style = {**style, "markersize": 9, "linestyle": "none", "fillstyle": "none"}
+        axes.plot(len(up) + 1, 100 * result.main, label=f"{name}: {MAIN}", **style)
+    named = [block.name for block in max((r.blocks for r in results), key=len)]
+    if len(named) <= TICKS:
+        shown = [name.removeprefix("block ") for name in named]
+        axes.set_xticks(range(1, len(named) + 1), shown)
+    axes.set_xlabel("block" if named[0].startswith("block") else "layer")
+    axes.set_ylabel("accuracy of a linear classifier (%)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""`msun-fastai analyze`: what trained models do with the sizes of an image (Figures 2, 7, 8)."""
+"""`msun-fastai analyze`: what trained models make of images, by size and by depth."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Resize = Annotated[
 
 analyze = typer.Typer(
     name="analyze",
-    help="Compare what models make of the same images at several sizes: features, attention.",
+    help="Compare what models make of the same images: features, attention, by size and depth.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -222,6 +222,57 @@ def pca(
     _end(console, _write("pca", results, {"pca": plot_pca(results)}, out), results, json_file)
 
 
+@analyze.command()
+def depth(
+    runs: Runs,
+    size: Annotated[
+        int | None, typer.Option(help="Image size; the first run's largest scale by default.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(help="Fit on and test on at most so many images each.", min=1)
+    ] = 2000,
+    dataset: DataName = None,
+    data: DataPath = None,
+    data_root: DataRoot = None,
+    part: Part = "measured",
+    workers: Workers = 0,
+    device: Device = None,
+    out: OutDir = None,
+    json_file: Json = None,
+) -> None:
+    """Accuracy by depth: linear classifiers on every block (ScaleNet's Figure 6).
+
+    They are fitted on the training part. Of a ScaleNet they see each block's smallest feature map,
+    of other networks the stem's and each stage's, averaged over the grid.
+    """
+    sizes = None if size is None else str(size)
+    console, names, models, sides = _begin(runs, sizes, device, out, json_file, least=1)
+
+    from msun_fastai.analysis.depth import MAIN, depth_accuracy
+    from msun_fastai.analysis.plots import plot_depth
+    from msun_fastai.cli.output import print_table
+    from msun_fastai.cli.testing import images_of, percent, progress
+
+    choice = {"dataset": dataset, "data": data, "root": data_root, "limit": limit}
+    test = images_of(runs[0], models[0], console, part=part, **choice).samples
+    train = images_of(runs[0], models[0], console, part="train", **choice).samples
+    results = []
+    for name, saved in zip(names, models):
+        with progress(console, name, len(train) + len(test)) as tell:
+            results.append(depth_accuracy(saved, train, test, sides[-1], name, workers, tell=tell))
+    table = [
+        [r.name, *row]
+        for r in results
+        for row in [(b.name, percent(b.accuracy)) for b in r.blocks] + [(MAIN, percent(r.main))]
+    ]
+    fitted, tested = results[0].images
+    title = f"accuracy by depth at {sides[-1]} pixels ({fitted} images to fit on, {tested} to test)"
+    print_table(console, title, ["model", "layer", "accuracy"], table)
+    for note in (f"{r.name}: {note}" for r in results for note in r.notes):
+        _say(console, note)
+    _end(console, _write("depth", results, {"depth": plot_depth(results)}, out), results, json_file)
+
+
 def _begin(
     runs: list[str],
     sizes: str | None,
@@ -229,8 +280,12 @@ def _begin(
     out: str | None,
     json_file: str | None,
     ends: bool = False,
+    least: int = 2,
 ) -> tuple[Console, list[str], list[SavedModel], tuple[int, ...]]:
-    """The console, the models with their names, and the sizes; ends: by default the outer two."""
+    """The console, the models with their names, and the sizes; ends: by default the outer two.
+
+    least: how many scales the first one has to have for its own to be the default.
+    """
     from msun_fastai.cli.output import check_output, make_console
     from msun_fastai.compare import names_of
     from msun_fastai.errors import UserError
@@ -246,7 +301,7 @@ def _begin(
     models = [open_run(run, device) for run in runs]
     if given is None:
         given = models[0].model.config.scales
-        if len(given) < 2:
+        if len(given) < least:
             raise UserError(f"{runs[0]}: has one scale; name sizes to compare with --sizes")
         given = (given[0], given[-1]) if ends else given
     return make_console(json_file), names_of(runs), models, given
