@@ -87,6 +87,13 @@ def test_the_network_s_own_answer_ends_it(shapes):
     assert json.loads(json.dumps(result.as_dict()))["blocks"][0]["name"] == "block 1"
 
 
+def test_accuracies_are_of_the_images_to_test_on(shapes):
+    """Of one image alone, so that a classifier gets all right or none."""
+    saved = small_saved(shapes.classes)
+    result = depth_accuracy(saved, shapes.train, [shapes.valid[0]] * 3, 24, strengths=(1.0,))
+    assert {b.accuracy for b in result.blocks} <= {0.0, 1.0}
+
+
 @pytest.mark.parametrize("method", ["vanilla", "msun"])
 def test_other_networks_have_a_stem_and_stages(shapes, method):
     saved = small_saved(shapes.classes, "thin_resnet10", method, (16, 32))

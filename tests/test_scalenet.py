@@ -14,7 +14,7 @@ from msun_fastai.flops import count_macs, count_params, zero_inserted_macs
 from msun_fastai.models import scalenet as module
 from msun_fastai.models.families import SCALENETS, find_family
 from msun_fastai.models.meta import run_on_meta
-from msun_fastai.models.net import NetConfig
+from msun_fastai.models.net import MultiScaleNet, NetConfig
 from msun_fastai.models.saving import (
     Preprocessing,
     SavedModel,
@@ -276,18 +276,10 @@ def test_the_last_features_are_of_high_resolution():
     """Section IV-G.1: 40x40 for images of 320 pixels, where ResNet has 10x10."""
     arch = "scalenet103_d25"
     with torch.device("meta"):
-        net = build_net_on_meta(NetConfig(arch, 1000, (320,), "vanilla"))
+        net = MultiScaleNet(NetConfig(arch, 1000, (320,), "vanilla"), blank(arch)[0])
     (sized,) = sized_networks(net, [320])
     assert run_on_meta(sized.body, 320).shape == (1, 1100, 40, 40)
     assert layer_names(net) == ["stem", *(f"stage {i}" for i in (1, 2, 3, 4))]
-
-
-def build_net_on_meta(config):
-    from msun_fastai.models.net import MultiScaleNet
-
-    return MultiScaleNet(
-        config, find_family(config.arch).build_blank(config.arch, config.n_classes)
-    )
 
 
 def test_groups_never_reach_over_a_stage():
@@ -397,11 +389,14 @@ def test_checkpoints_keep_less():
 
 @pytest.mark.slow
 def test_two_thousand_layers_take_a_step():
-    network = scalenet("scalenet2000_d272d200s50_w4-8-16_ckpt".replace("2000", ""), 10)
-    assert count(network, *KINDS) > 1990
-    out = network.train()(torch.randn(2, 3, 32, 32))
-    nn.functional.cross_entropy(out, torch.tensor([0, 1])).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    """The paper's deepest, 15M parameters (Table 1)."""
+    config = NetConfig("scalenet2000_d272d200s50_ckpt", 10, (32,), "vanilla")
+    net = build_net(config).train()
+    assert count(net, *KINDS) == 2000
+    assert count_params(net) / 1e6 == pytest.approx(15.0, rel=0.05)
+    (logits,) = net(torch.randn(2, 3, 32, 32)).logits
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_features_are_seen_at_every_block():
