@@ -250,12 +250,13 @@ def depth(
 
     from msun_fastai.analysis.depth import MAIN, depth_accuracy
     from msun_fastai.analysis.plots import plot_depth
-    from msun_fastai.cli.output import print_table
+    from msun_fastai.cli.output import print_table, say
     from msun_fastai.cli.testing import images_of, percent, progress
+    from msun_fastai.labelled import find_images
 
-    choice = {"dataset": dataset, "data": data, "root": data_root, "limit": limit}
+    choice: dict[str, Any] = {"dataset": dataset, "data": data, "root": data_root, "limit": limit}
     test = images_of(runs[0], models[0], console, part=part, **choice).samples
-    train = images_of(runs[0], models[0], console, part="train", **choice).samples
+    train = find_images(runs[0], models[0], part="train", **choice).samples
     results = []
     for name, saved in zip(names, models):
         with progress(console, name, len(train) + len(test)) as tell:
@@ -269,7 +270,7 @@ def depth(
     title = f"accuracy by depth at {sides[-1]} pixels ({fitted} images to fit on, {tested} to test)"
     print_table(console, title, ["model", "layer", "accuracy"], table)
     for note in (f"{r.name}: {note}" for r in results for note in r.notes):
-        _say(console, note)
+        say(console, note)
     _end(console, _write("depth", results, {"depth": plot_depth(results)}, out), results, json_file)
 
 

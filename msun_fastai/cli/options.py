@@ -8,7 +8,10 @@ import typer
 
 Text = str | None
 
-ARCH = typer.Option(help="Backbone: a name of torchvision's or timm's, such as resnet50.")
+ARCH = typer.Option(
+    help="Backbone: a name of torchvision's or timm's, such as resnet50, or a ScaleNet's, such as "
+    "scalenet44_d10."
+)
 METHOD = typer.Option(help="msun, snet, mst or vanilla.")
 SCALES = typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
 BLOCKS = typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
