@@ -2,7 +2,11 @@
 
 from fastai.vision.all import *  # noqa: F403  a notebook wants fastai's names beside ours
 
-from msun_fastai.callbacks.consistency import ScaleInvariance
+from msun_fastai.callbacks.consistency import (
+    EnsembleDistillation,
+    ScaleDistillation,
+    ScaleInvariance,
+)
 from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy
 from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.native import NativeImage

@@ -92,17 +92,18 @@ def _check_baseline(recipe: Recipe) -> None:
 def baseline_recipe(recipe: Recipe) -> Recipe:
     """The recipe of the baseline's own run: the same, but for what is its method's own.
 
-    Its consistency and alignment are, whatever the recipe says of them, so that a run's resolved
-    recipe gives the same baseline again.
+    Its consistency, alignment and norm are, whatever the recipe says of them, so that a run's
+    resolved recipe gives the same baseline again.
     """
     method = find_method(str(recipe.baseline))
     values: dict[str, Any] = {"model.method": method.name, "baseline": None}
-    values |= {"consistency.kind": None, "model.alignment": None}
+    values |= {"consistency.kind": None, "model.alignment": None, "model.norm": None}
     if not method.private_shallow:
         values["model.grids"] = None
-        values["model.routing"] = "nearest"  # it has one scale; learnt thresholds do not fit it
-    if not method.private_shallow or method.private_deep:
-        values["model.norm"] = "shared"
+    if not method.generated:
+        values["model.meta_hidden"] = 0
+    if len(method.entries(recipe.model.scales)) == 1:  # learnt thresholds do not fit it
+        values["model.routing"] = "nearest"
     return recipe.with_values(values, "baseline")
 
 
@@ -112,12 +113,17 @@ def resolved(recipe: Recipe) -> Recipe:
     if recipe.model.start is not None:
         saved = load_model_folder(recipe.model.start)
         network = saved.model.config.as_dict()
-        network.pop("n_classes")
+        for name in ("n_classes", "ensemble"):  # what data and consistency say
+            network.pop(name)
         values = {f"model.{key}": value for key, value in network.items()}
         values |= {"data.resize": saved.preprocessing.resize, "model.pretrained": False}
         values["model.start"] = str(Path(recipe.model.start).resolve())  # to go on from anywhere
         recipe = recipe.with_values(values, "recipe")
     model, method = recipe.model, find_method(recipe.model.method)
     kind = method.consistency(recipe.consistency.kind, model.scales, recipe.train.views)
-    alignment = model.alignment or method.alignment
-    return recipe.with_values({"consistency.kind": kind, "model.alignment": alignment}, "recipe")
+    own = {
+        "consistency.kind": kind,
+        "model.alignment": model.alignment or method.alignment,
+        "model.norm": model.norm or method.own_norm(model.scales),
+    }
+    return recipe.with_values(own, "recipe")

@@ -35,8 +35,8 @@ class Sweep:
 
     scales: sides at which it takes images. subnet: the scale that each size is routed to. macs:
     multiply-accumulates of an image of each size. answers: row by row what it answered.
-    classes: their names, in the order of the codes. resize: `canonical`, or `native` where the
-    network ran at the sizes themselves.
+    classes: their names, in the order of the codes. resize: `canonical`, or `native` or
+    `ideal` where the network ran at the sizes themselves.
     """
 
     sizes: tuple[int, ...]
@@ -138,8 +138,8 @@ def sweep(
     """Test `saved` on `samples`, each resized to every one of `sizes` in turn, from one decode.
 
     every_subnet: at each size ask all subnets, not only the one that it is routed to. resize:
-    `canonical` brings an image of another size to the scale of its subnet; `native` runs a network
-    of one scale at the size itself. told: called with the number of images of every batch. Raises
+    `canonical` brings an image of another size to the scale of its subnet; `native` and
+    `ideal` run a network at the size itself, see `sized_networks`. told: called with the number of images of every batch. Raises
     `UserError`.
     """
     networks = sized_networks(saved.model, sizes, resize)

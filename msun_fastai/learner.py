@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ from fastcore.foundation import L
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from msun_fastai.callbacks.consistency import ScaleInvariance
+from msun_fastai.callbacks.consistency import (
+    EnsembleDistillation,
+    ScaleDistillation,
+    ScaleInvariance,
+)
 from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy, TermLogger
 from msun_fastai.data.loaders import with_scales
 from msun_fastai.data.native_dl import NativeDL
@@ -37,24 +41,41 @@ from msun_fastai.models.saving import (
 from msun_fastai.models.weights import build_net, input_stats
 from msun_fastai.scales import VIEWS, check_choice, sweep_sizes
 
-PAIR = 2  # views that multi-scale training draws where the SI term compares them
+PAIR = 2  # views that multi-scale training draws where they are compared
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """What ties the views of one image together; see `ScaleInvariance` for the numbers.
+    """What ties the views of one image together: see `callbacks.consistency`.
 
-    kind: `si`, `none`, or None for the method's own.
+    kind: `si` (features alike), `sd` (larger scales teach smaller ones), `ensemble` (so does the
+    mean of all), `none`, or None for the method's own. weight: of that term. floor: the least that
+    it counts for. distance: of `si`. ce_weight: of the sum of the cross-entropies.
     """
 
     kind: str | None = None
     weight: float = 1.0
     floor: float = 0.0
     distance: str = "mse"
+    ce_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind is not None:
             check_choice("consistency", self.kind, CONSISTENCIES)
+        if self.ce_weight < 0:
+            raise UserError(f"consistency: ce_weight {self.ce_weight} must not be negative")
+
+    def callbacks(self) -> list[Callback]:
+        """The callback of this kind, if it has one."""
+        numbers = (self.weight, self.floor)
+        if self.kind == "si":
+            return [ScaleInvariance(*numbers, self.distance)]
+        if self.kind == "sd":
+            return [ScaleDistillation(*numbers)]
+        return [EnsembleDistillation(*numbers)] if self.kind == "ensemble" else []
+
+
+TERMS = {"si": ["si"], "sd": ["sd"], "ensemble": ["ens", "ens_ce"], "none": []}  # that it logs
 
 
 def msun_cbs(
@@ -67,13 +88,10 @@ def msun_cbs(
     entries = method.entries(config.scales)
     sizes = sweep_sizes(config.scales[0], config.scales[-1]) if method.random_sizes else ()
     kind = method.consistency(consistency.kind, config.scales, views)
-    draws = PAIR if kind == "si" else 1
-    cbs: list[Callback] = [MultiScaleViews(entries, views, random_sizes=sizes, draws=draws)]
-    terms = ["ce"]
-    if kind == "si":
-        cbs.append(ScaleInvariance(consistency.weight, consistency.floor, consistency.distance))
-        terms.append("si")
-    return [*cbs, TermLogger(terms)]
+    draws = 1 if kind == "none" else PAIR
+    batching = MultiScaleViews(entries, views, sizes, draws, consistency.ce_weight)
+    term = replace(consistency, kind=kind).callbacks()
+    return [batching, *term, TermLogger(["ce", *TERMS[kind]])]
 
 
 def msun_learner(
@@ -84,7 +102,8 @@ def msun_learner(
     blocks: int = 1,
     alignment: str | None = None,
     grids: Sequence[int] | None = None,
-    norm: str = "shared",
+    norm: str | None = None,
+    meta_hidden: int = 0,
     views: str | None = None,
     consistency: Consistency | str = Consistency(),
     pretrained: bool = True,
@@ -99,11 +118,12 @@ def msun_learner(
 ) -> Learner:
     """A fastai Learner on `dls` (from `NativeImageDataLoaders`), pretrained like `vision_learner`.
 
-    arch: a torchvision builder or its name, or a name of timm's. method: `msun`, `snet`, `mst` or
-    `vanilla`; the scales and the routing are those of `dls`, of which `mst` and `vanilla` use the
-    canonical scale alone. blocks, alignment, grids, norm: see `NetConfig`. views: policy `all`,
-    `native` or `down`, that of `dls` by default. consistency: `si`, `none`, or a `Consistency`
-    with its numbers; the method's own by default. weights: a state-dict file or one of
+    arch: a torchvision builder or its name, or a name of timm's. method: `msun`, `snet`, `rsnet`,
+    `san`, `mst` or `vanilla`; the scales and the routing are those of `dls`, of which `mst` and
+    `vanilla` use the canonical scale alone. blocks, alignment, grids, norm, meta_hidden: see
+    `NetConfig`. views: policy `all`, `native` or `down`, that of `dls` by default. consistency:
+    `si`, `sd`, `ensemble`, `none`, or a `Consistency` with its numbers; the method's own by
+    default. weights: a state-dict file or one of
     torchvision's enum, instead of its default. start: a trained model, or the run folder of one,
     whose network is taken with its own backbone, method, scales, routing and normalisation, and a
     new classifier unless the classes are the same; the options of the network are not used then.
@@ -115,9 +135,14 @@ def msun_learner(
         raise UserError(
             "msun_learner: dls hold no images of mixed sizes; make them with NativeImageDataLoaders"
         )
+    if isinstance(consistency, str):
+        consistency = Consistency(consistency)
+    policy = check_choice("views", views or dls.train.views, VIEWS)
     if start is not None:
         saved = start if isinstance(start, SavedModel) else load_model_folder(start)
-        model = with_classes(saved, [str(c) for c in dls.vocab])
+        old = saved.model.config
+        ensemble = has_ensemble(old.method, old.scales, consistency, policy)
+        model = with_classes(saved, [str(c) for c in dls.vocab], ensemble)
         config = model.config
         stats = (saved.preprocessing.mean, saved.preprocessing.std)
     else:
@@ -131,11 +156,13 @@ def msun_learner(
             grids=None if grids is None else tuple(grids),
             norm=norm,
             routing=dls.train.routing,
+            meta_hidden=meta_hidden,
+            ensemble=has_ensemble(method, dls.train.scales, consistency, policy),
         )
         model = build_net(config, pretrained, weights)
         stats = input_stats(config.arch)
     entries = model.entry_scales
-    views = check_choice("views", views or dls.train.views, VIEWS) if len(entries) > 1 else "all"
+    views = policy if len(entries) > 1 else "all"
     dls = with_scales(dls, entries, views, routing=config.routing)
     add_normalization(dls, *stats)
     refuse_resizing(dls.valid)
@@ -153,6 +180,13 @@ def msun_learner(
     if pretrained or weights is not None or start is not None:
         learn.freeze()
     return learn
+
+
+def has_ensemble(method: str, scales: Sequence[int], consistency: Consistency, views: str) -> bool:
+    """Whether what ties the views together needs a network with an ensemble. Raises `UserError`."""
+    row = find_method(method)
+    several = len(row.entries(scales)) > 1
+    return row.consistency(consistency.kind, scales, views if several else "all") == "ensemble"
 
 
 def arch_name(arch: str | Callable[..., Any]) -> str:

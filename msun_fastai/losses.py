@@ -1,4 +1,5 @@
-"""The scale-invariance term (Section V-C) as pure functions on features."""
+"""What ties the views of an image together, as pure functions: the scale-invariance term on
+features (Section V-C), and distillation between scales on logits (SAN, RS-Nets)."""
 
 from __future__ import annotations
 
@@ -62,3 +63,42 @@ def si_loss(features: Sequence[Tensor], distance: str = "mse") -> Tensor:
 def floored(loss: Tensor, floor: float = 0.0) -> Tensor:
     """max(L_SI, lambda) of Eq. 8: below the floor the term is constant and gives no gradient."""
     return loss.clamp(min=floor)
+
+
+def kl_to(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(p_teacher || p_student) of two scales' logits (n, classes), averaged over the images.
+
+    The teacher is a constant: no gradient reaches it. Computed in float32.
+    """
+    p, q = teacher.detach().float().log_softmax(1), student.float().log_softmax(1)
+    return F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def sd_loss(logits: Sequence[Tensor]) -> Tensor:
+    """Scale distillation (Eq. 3 of SAN): the sum over all pairs of scales of the KL divergence from
+    the larger scale's prediction, a constant, to the smaller one's.
+
+    logits: (n, classes) each, of the same images, the smallest scale first.
+    """
+    pairs = [kl_to(larger, smaller) for smaller, larger in combinations(logits, 2)]
+    return torch.stack(pairs).sum() if pairs else logits[0].new_zeros((), dtype=torch.float32)
+
+
+def ensemble_logits(logits: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """z_m = sum over scales of alpha_s z_s, alpha = softmax(weights): (n, classes), in float32.
+
+    logits: (n, classes) each, constants here, so that what is done with z_m trains the `weights`
+    (scales,) alone.
+    """
+    stacked = torch.stack([z.detach().float() for z in logits])
+    return (weights.float().softmax(0)[:, None, None] * stacked).sum(0)
+
+
+def ensemble_loss(logits: Sequence[Tensor], ensemble: Tensor) -> Tensor:
+    """Multi-resolution ensemble distillation, top-down (RS-Nets): 2 / (S (S + 1)) times the sum of
+    KL(p_k || p_i) over teachers k in (ensemble, scales from the largest down) and scales i after.
+
+    Their number is S (S + 1) / 2: it is the mean. logits: as in `sd_loss`; ensemble: (n, classes).
+    """
+    ranked = [ensemble, *reversed(logits)]
+    return torch.stack([kl_to(k, i) for k, i in combinations(ranked, 2)]).mean()

@@ -121,7 +121,7 @@ def step_macs(macs: dict[int, int], side: int, recipe: Recipe, bs: int, cached: 
         return bs * macs[side]
     random_sizes = recipe.model.method == "mst"
     views = tuple(macs) if random_sizes else view_scales(side, tuple(macs), recipe.train.views)
-    both = 2 if random_sizes and recipe.consistency.kind == "si" else 1
+    both = 2 if random_sizes and recipe.consistency.kind != "none" else 1
     body = 1 if recipe.verb == "linear-probe" else FORWARD_AND_BACKWARD
     return body * bs * both * sum(macs[scale] for scale in views)
 

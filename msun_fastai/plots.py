@@ -18,7 +18,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)))
 NAMED = 22  # characters of a name that a picture has room for
-LOSSES = ("train_loss", "valid_loss", "si")  # `ce` is a sum over the views, on another scale
+TERMS = {"si": "SI term", "sd": "scale distillation", "ens": "ensemble distillation"}
+LOSSES = ("train_loss", "valid_loss", *TERMS)  # `ce` is a sum over the views, on another scale
 RANGE = 30  # times the smallest loss: where the largest is above, the axis is logarithmic
 
 
@@ -66,7 +67,7 @@ def series(
 
 def legend(column: str) -> str:
     """What a column of the history is called in a picture."""
-    names = {"accuracy": OWN, "si": "SI term"}
+    names = {"accuracy": OWN, **TERMS}
     if column in names:
         return names[column]
     return column.replace("acc_", "at ").replace("_", " ")

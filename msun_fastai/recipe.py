@@ -72,8 +72,9 @@ class ModelSection(Section):
     blocks: int = Field(1, ge=0)
     alignment: str | None = None
     grids: list[int] | None = None
-    norm: str = "shared"
+    norm: str | None = None
     routing: str = "nearest"
+    meta_hidden: int = Field(0, ge=0)
     pretrained: bool = True
     weights: str | None = None
     start: str | None = None
@@ -86,6 +87,7 @@ class ConsistencySection(Section):
     weight: float = Field(1.0, ge=0)
     floor: float = Field(0.0, ge=0)
     distance: str = "mse"
+    ce_weight: float = Field(1.0, ge=0)
 
 
 class TrainSection(Section):

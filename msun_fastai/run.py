@@ -304,6 +304,7 @@ def make_learner(recipe: Recipe, source: Source | StreamSource, left_out: int = 
         alignment=model.alignment,
         grids=model.grids,
         norm=model.norm,
+        meta_hidden=model.meta_hidden,
         views=options.views,
         consistency=Consistency(**recipe.consistency.model_dump()),
         pretrained=model.pretrained and model.weights is None,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from msun_fastai.errors import UserError
+from msun_fastai.models.ideal import ideal_network, nearest_scale, proxy_network
 from msun_fastai.models.meta import runs_at, smallest_side
+from msun_fastai.models.methods import find_method
 from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.saving import Preprocessing
 from msun_fastai.predict import normalize
@@ -17,8 +18,9 @@ from msun_fastai.scales import check_choice, check_scales
 from msun_fastai.views import resize_batch
 
 # canonical: images of a size go to the scale that the routing gives them, as in Table II. native:
-# to a network of one scale as they are, as in Table I
-RESIZES = ("canonical", "native")
+# as they are, to a network of one scale, as in Table I, or to the nearest scale's of rsnet and san
+# (SAN's proxy inference). ideal: as they are, to a network of their own size (SAN's ideal one)
+RESIZES = ("canonical", "native", "ideal")
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,25 @@ def sized_networks(
 ) -> list[Sized]:
     """The network for each of `sizes`, in their order.
 
-    `canonical`: an image of a size is routed and resized to its scale. `native`: a network of one
-    scale (vanilla, mst) runs at the size itself, on the grids that come of it (Table I). Raises
-    `UserError` for a network of several scales, or a size that is too small for it.
+    `canonical`: an image of a size is routed and resized to its scale. `native` and `ideal`: a
+    network of one scale (vanilla, mst), or of scales that differ in no layer's shape (rsnet, san),
+    runs at the size itself, on the grids that come of it: see `models.ideal`. Raises `UserError`
+    for subnets of their own, or a size that is too small.
     """
     check_choice("resize", resize, RESIZES)
     sizes = check_scales(sizes, "sizes")
     if resize == "canonical":
         return [subnet_for(net, size, net.route(size)) for size in sizes]
-    if len(net.entry_scales) > 1:
+    if len(net.entry_scales) > 1 and not find_method(net.config.method).switched:
         raise UserError(
-            f"resize: native is for networks of one scale, as vanilla and mst; {net.config.method} "
-            f"has {len(net.entry_scales)} to resize to"
+            f"resize: {resize} is for networks of one scale, and for rsnet and san; "
+            f"{net.config.method} has {len(net.entry_scales)} to resize to"
         )
-    # without the alignment, which would bring every grid to the canonical one
-    parts = [(name, part) for name, part in net.at_scale(0).named_children() if name != "align"]
-    plain = nn.Sequential(OrderedDict(parts))
+    found = []
     for size in sizes:
-        if not runs_at(plain, size):
-            least = smallest_side(plain, net.entry_scales[-1])
+        network = (proxy_network if resize == "native" else ideal_network)(net, size)
+        if not runs_at(network, size):
+            least = smallest_side(network, net.entry_scales[-1])
             raise UserError(f"sizes: {size}: {net.config.arch} takes {least} pixels or more")
-    return [Sized(size, size, 0, plain) for size in sizes]
+        found.append(Sized(size, size, nearest_scale(net, size), network))
+    return found

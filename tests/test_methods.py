@@ -107,7 +107,8 @@ def test_table_6_shares_code():
 
 def test_each_method_has_its_own_consistency():
     own = {name: method.consistency(None, SCALES) for name, method in METHODS.items()}
-    assert own == {"vanilla": "none", "mst": "none", "snet": "none", "msun": "si"}
+    theirs = {"vanilla": "none", "mst": "none", "snet": "none", "rsnet": "ensemble", "san": "sd"}
+    assert own == {**theirs, "msun": "si"}
     with pytest.raises(UserError, match="did you mean si"):
         find_method("msun").consistency("sii", SCALES)
 

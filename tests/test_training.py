@@ -267,7 +267,7 @@ def test_a_step_that_fails_leaves_no_graph_behind(make_learner, event):
         learn.fit(1, cbs=broken)
     if event != "after_loss":  # there the terms may still be asked for
         assert learn.view_features == []
-        assert learn.multi_scale_views.other_logits == []
+        assert learn.view_logits == []
     learn.fit(1)
 
 

@@ -1,4 +1,4 @@
-"""The scale-invariance term in the training loop."""
+"""What ties the views of an image together, in the training loop."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from fastai.callback.core import Callback
 
 from msun_fastai.callbacks.views import MultiScaleViews
 from msun_fastai.errors import UserError
-from msun_fastai.losses import DISTANCES, floored, si_loss
+from msun_fastai.losses import DISTANCES, ensemble_loss, floored, sd_loss, si_loss
 from msun_fastai.scales import check_choice
+
+AFTER_VIEWS = MultiScaleViews.order + 1  # the cross-entropies are summed, not yet rescaled
 
 
 class ScaleInvariance(Callback):
@@ -18,7 +20,7 @@ class ScaleInvariance(Callback):
     weight (1 here) and gives no value for its floor lambda (0 here).
     """
 
-    order = MultiScaleViews.order + 1  # after the cross-entropies are summed, before the rescaling
+    order = AFTER_VIEWS
     run_valid = False
 
     def __init__(self, weight: float = 1.0, floor: float = 0.0, distance: str = "mse"):
@@ -32,3 +34,49 @@ class ScaleInvariance(Callback):
         self.learn.terms["si"] = si.detach()
         if len(self.view_features) > 1:
             self.learn.loss_grad = self.loss_grad + self.weight * floored(si, self.floor)
+
+
+class ScaleDistillation(Callback):
+    """Add weight * max(L_SD, floor): every larger scale teaches every smaller one (Eq. 3 and 4 of
+    SAN, where the weight is beta = 1; the floor is ours). Logged as `sd`."""
+
+    order = AFTER_VIEWS
+    run_valid = False
+
+    def __init__(self, weight: float = 1.0, floor: float = 0.0):
+        if weight < 0 or floor < 0:
+            raise UserError(f"sd: weight {weight} and floor {floor} must not be negative")
+        self.weight, self.floor = weight, floor
+
+    def after_loss(self) -> None:
+        sd = sd_loss(self.view_logits)
+        self.learn.terms["sd"] = sd.detach()
+        if len(self.view_logits) > 1:
+            self.learn.loss_grad = self.loss_grad + self.weight * floored(sd, self.floor)
+
+
+class EnsembleDistillation(Callback):
+    """Add the ensemble's own cross-entropy, which trains its weights alone, and weight times the
+    distillation from it and from every larger scale (RS-Nets), or `floor` where that is larger.
+
+    The network has to have an ensemble (`NetConfig.ensemble`). Logged as `ens`, the distillation,
+    and `ens_ce`.
+    """
+
+    order = AFTER_VIEWS
+    run_valid = False
+
+    def __init__(self, weight: float = 1.0, floor: float = 0.0):
+        if weight < 0 or floor < 0:
+            raise UserError(f"ensemble: weight {weight} and floor {floor} must not be negative")
+        self.weight, self.floor = weight, floor
+
+    def after_loss(self) -> None:
+        if self.ensemble_logits is None:  # of one view
+            none = self.loss_grad.detach() * 0
+            self.learn.terms.update(ens=none, ens_ce=none)
+            return
+        own = self.loss_func(self.ensemble_logits, *self.yb)
+        ens = ensemble_loss(self.view_logits, self.ensemble_logits)
+        self.learn.terms.update(ens=ens.detach(), ens_ce=own.detach())
+        self.learn.loss_grad = self.loss_grad + own + self.weight * floored(ens, self.floor)

@@ -148,7 +148,7 @@ class TrainingStep(MixedPrecision):
                 "smaller --bs"
             )
         learn.pred = learn.loss_grad = learn.loss = None
-        learn.view_features = []
+        learn.view_features, learn.view_logits, learn.ensemble_logits = [], [], None
         learn.opt.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

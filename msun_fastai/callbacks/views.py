@@ -21,6 +21,7 @@ class MultiScaleViews(Callback):
     scales: those at which the model takes images. views: which of them a batch gives, by its own
     side (see `view_scales`). random_sizes: multi-scale training instead, which reduces the batch
     to `draws` of these sides, drawn for each batch, and brings it up to the canonical scale again.
+    ce_weight: what the sum is multiplied by, 1 in all papers (alpha in Eq. 4 of SAN).
 
     The views are made on the batch's device. The loss that is backpropagated is the sum over the
     views; the one that is shown is their mean, which compares with the validation loss. Mixed
@@ -38,9 +39,11 @@ class MultiScaleViews(Callback):
         views: str = "all",
         random_sizes: Sequence[int] = (),
         draws: int = 1,
+        ce_weight: float = 1.0,
     ):
         self.scales, self.views = tuple(scales), check_choice("views", views, VIEWS)
         self.random_sizes, self.draws = tuple(random_sizes), draws
+        self.ce_weight = ce_weight
 
     def before_fit(self) -> None:
         self.learn.terms = {}
@@ -56,21 +59,24 @@ class MultiScaleViews(Callback):
 
     def after_pred(self) -> None:
         self.learn.view_features = self.pred.features
-        self.other_logits = self.pred.logits[:-1]
+        self.learn.view_logits = self.pred.logits
+        self.learn.ensemble_logits = self.pred.ensemble
         self.learn.pred = self.pred.logits[-1]  # the largest view's, as a single-scale model gives
 
     def after_loss(self) -> None:
-        losses = [self.loss_func(logits.float(), *self.yb) for logits in self.other_logits]
+        losses = [self.loss_func(logits.float(), *self.yb) for logits in self.view_logits[:-1]]
         losses.append(self.loss_grad)
         # detached: for whoever has to say at which scale something went wrong
         self.learn.view_losses = [loss.detach() for loss in losses]
-        self.learn.loss_grad = torch.stack(losses).sum(0)
-        self.learn.loss = self.loss_grad.detach() / len(losses)
-        self.learn.terms["ce"] = self.loss_grad.detach()
+        total = torch.stack(losses).sum(0)
+        self.learn.loss_grad = self.ce_weight * total
+        self.learn.loss = total.detach() / len(losses)
+        self.learn.terms["ce"] = total.detach()
 
     def before_backward(self) -> None:
         # they hold the graph of the whole step, and would keep it when the step fails
-        self.other_logits, self.learn.view_features = [], []
+        self.learn.view_logits, self.learn.view_features = [], []
+        self.learn.ensemble_logits = None
 
 
 class TermLogger(Callback):

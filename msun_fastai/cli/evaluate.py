@@ -43,7 +43,8 @@ def evaluate(
     resize: Annotated[
         str,
         typer.Option(
-            help="canonical, or native: run a network of one scale at the size itself (Table I)."
+            help="canonical; native: run the network at the size itself (Table I; for san its "
+            "proxy inference); ideal: san's data-free ideal inference."
         ),
     ] = "canonical",
     limit: Limit = None,
@@ -67,7 +68,7 @@ def evaluate(
     if native and (tested is not None or subnets or resize != "canonical"):
         raise UserError("--native: takes images at their own sizes; leave --sizes and the like out")
     if subnets and resize != "canonical":
-        raise UserError("--resize native: is for networks of one scale; leave --subnets out")
+        raise UserError(f"--resize {resize}: is for networks without subnets; leave --subnets out")
     console = make_console(json_file)
     saved = open_run(model, device)
     choice = {"dataset": dataset, "data": data, "root": data_root}

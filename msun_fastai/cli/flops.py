@@ -31,7 +31,7 @@ def flops(
     blocks: Annotated[int, BLOCKS] = 1,
     alignment: Annotated[Text, ALIGNMENT] = None,
     grids: Annotated[Text, GRIDS] = None,
-    norm: Annotated[str, NORM] = "shared",
+    norm: Annotated[Text, NORM] = None,
     routing: Annotated[str, ROUTING] = "nearest",
     sizes: Annotated[
         Text,

@@ -12,14 +12,14 @@ ARCH = typer.Option(
     help="Backbone: a name of torchvision's or timm's, such as resnet50, or a ScaleNet's, such as "
     "scalenet44_d10."
 )
-METHOD = typer.Option(help="msun, snet, mst or vanilla.")
+METHOD = typer.Option(help="msun, rsnet, san, snet, mst or vanilla.")
 SCALES = typer.Option(help="Input sides, ascending, such as 32,128,224, or S2 to S5.")
 BLOCKS = typer.Option(help="Blocks in each subnet behind its stem: the k of Bk.")
 ALIGNMENT = typer.Option(
-    help="Grid of the deep layers: canonical (msun's default) or native (snet's)."
+    help="Grid of the deep layers: canonical (msun's default) or native (the others')."
 )
 GRIDS = typer.Option(help="Sides of the subnets' grids, such as 16,32,56.")
-NORM = typer.Option(help="Batch norm in the deep layers: shared or per_scale.")
+NORM = typer.Option(help="Batch norm in what scales share: shared or per_scale.")
 ROUTING = typer.Option(help="nearest, up, or thresholds: calibrated:40,150.")
 
 DataRoot = Annotated[

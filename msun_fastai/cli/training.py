@@ -88,7 +88,7 @@ def options(
     arch: Annotated[Text, ARCH] = None,
     method: Annotated[Text, METHOD] = None,
     consistency: Annotated[
-        Text, typer.Option(help="si or none; the method's own by default.")
+        Text, typer.Option(help="si, sd, ensemble or none; the method's own by default.")
     ] = None,
     baseline: Annotated[
         Text, typer.Option(help="A method to train the same way and compare with.")

@@ -13,6 +13,8 @@ from msun_fastai.models.families import find_family
 from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.saving import SavedModel
 
+ENSEMBLE = "ensemble."  # how the names of an ensemble's weights begin
+
 
 def classifiers(net: MultiScaleNet) -> list[nn.Linear]:
     """The last linear layer of each head: one for all scales, or one each where heads are private.
@@ -37,20 +39,28 @@ def without_classifiers(net: MultiScaleNet) -> dict[str, Tensor]:
     return {name: value for name, value in net.state_dict().items() if not name.startswith(own)}
 
 
-def with_classes(saved: SavedModel, classes: Sequence[str]) -> MultiScaleNet:
+def with_classes(
+    saved: SavedModel, classes: Sequence[str], ensemble: bool | None = None
+) -> MultiScaleNet:
     """A copy of the trained network of `saved` that answers with `classes`, on the same device.
 
     Its classifiers are new, as the family's builder initialises them, unless these are the classes
-    it was trained on, in the same order.
+    it was trained on, in the same order. ensemble: whether it has one, see `NetConfig`; as before
+    where it is None.
     """
     old = saved.model
-    config = replace(old.config, n_classes=len(classes))
+    kept = old.config.ensemble if ensemble is None else ensemble
+    config = replace(old.config, n_classes=len(classes), ensemble=kept)
     same = list(classes) == list(saved.classes)
     state = old.state_dict() if same else without_classifiers(old)
+    state = {name: value for name, value in state.items() if not name.startswith(ENSEMBLE)}
     net = MultiScaleNet(config, find_family(config.arch).build(config.arch, config.n_classes))
     strange = net.load_state_dict(state, strict=False).unexpected_keys
-    if strange or len(without_classifiers(net).keys() - state.keys()):
+    missing = without_classifiers(net).keys() - state.keys()
+    if strange or any(not name.startswith(ENSEMBLE) for name in missing):
         raise RuntimeError(f"{config.arch}: not the network of its own configuration")
+    if kept and old.ensemble is not None and net.ensemble is not None and same:
+        net.ensemble.load_state_dict(old.ensemble.state_dict())
     return net.to(next(old.parameters()).device).train(old.training)
 
 

@@ -9,30 +9,40 @@ from msun_fastai.errors import UserError
 from msun_fastai.scales import check_choice
 
 ALIGNMENTS = ("canonical", "native")
-CONSISTENCIES = ("si", "none")
+CONSISTENCIES = ("si", "sd", "ensemble", "none")
 
 
 @dataclass(frozen=True)
 class Method:
     """One way for a network to deal with scales; every field is a choice of the one body.
 
-    private_shallow: each scale enters through shallow layers of its own; otherwise images of every
-    size are brought to the canonical scale. private_deep: each scale has deep layers and a head of
-    its own, too. random_sizes: each training batch is first reduced to a size drawn at random
-    (multi-scale training). alignment: the grid on which g runs, unless the user says otherwise.
-    consistencies: the terms that it can be trained with, its own first.
+    private_shallow: each scale enters through shallow layers of its own, made to fit it.
+    private_deep: each scale has deep layers and a head of its own, too. switched: images of every
+    scale go through the same layers at their own size, strides kept; what is private is what `norm`
+    says. Where it is neither of these, images of every size are brought to the canonical scale.
+    generated: every convolution but the first is generated from the scale. random_sizes: each
+    training batch is first reduced to a size drawn at random (multi-scale training). alignment: the
+    grid on which g runs, and norm, the batch norm in what scales share, unless the user says
+    otherwise. consistencies: the terms that it can be trained with, its own first.
     """
 
     name: str
     private_shallow: bool = False
     private_deep: bool = False
+    switched: bool = False
+    generated: bool = False
     random_sizes: bool = False
     alignment: str = "canonical"
-    consistencies: tuple[str, ...] = ("none", "si")
+    norm: str = "shared"
+    consistencies: tuple[str, ...] = ("none", "si", "sd")
 
     def entries(self, scales: Sequence[int]) -> tuple[int, ...]:
         """The scales at which the network takes images, ascending; the last is the canonical."""
-        return tuple(scales) if self.private_shallow else (scales[-1],)
+        return tuple(scales) if self.private_shallow or self.switched else (scales[-1],)
+
+    def own_norm(self, scales: Sequence[int]) -> str:
+        """The batch norm in what scales share, unless the user says otherwise."""
+        return self.norm if len(self.entries(scales)) > 1 else "shared"
 
     def consistency(self, kind: str | None, scales: Sequence[int], views: str = "all") -> str:
         """`kind`, or the method's own where it is None, on `scales` and the policy `views`.
@@ -46,9 +56,11 @@ class Method:
             return fitting[0]
         check_choice("consistency", kind, CONSISTENCIES)
         if kind not in fitting:
+            why = "draws the sizes of every batch: no scale has a share in an ensemble"
+            if fitting == ("none",):
+                why = "has no two views of an image to compare here"
             raise UserError(
-                f"consistency: {self.name} has no two views of an image to compare here; "
-                f"it takes {' or '.join(fitting)}"
+                f"consistency: {self.name} {why}; it takes {' or '.join(sorted(fitting))}"
             )
         return kind
 
@@ -58,9 +70,31 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("vanilla", consistencies=("none",)),
         Method("mst", random_sizes=True),  # Section VI-C
-        # Table VI: subnets without a unified network
-        Method("snet", private_shallow=True, private_deep=True, alignment="native"),
-        Method("msun", private_shallow=True, consistencies=("si", "none")),  # Section V
+        Method(  # Table VI: subnets without a unified network
+            "snet",
+            private_shallow=True,
+            private_deep=True,
+            alignment="native",
+            consistencies=("none", "si", "sd", "ensemble"),
+        ),
+        Method(  # Section V
+            "msun", private_shallow=True, consistencies=("si", "sd", "ensemble", "none")
+        ),
+        Method(  # Wang, Sun, Li, Yao: Resolution Switchable Networks, ECCV 2020
+            "rsnet",
+            switched=True,
+            alignment="native",
+            norm="per_scale",
+            consistencies=("ensemble", "sd", "si", "none"),
+        ),
+        Method(  # Li, Yao, Chen: Scale Adaptive Network, ECCV 2020
+            "san",
+            switched=True,
+            generated=True,
+            alignment="native",
+            norm="per_scale",
+            consistencies=("sd", "ensemble", "si", "none"),
+        ),
     )
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,102 +11,29 @@ from torch import Tensor, nn
 
 from msun_fastai.errors import UserError
 from msun_fastai.models.backbones import cut_backbone
+from msun_fastai.models.config import NetConfig
+from msun_fastai.models.ensemble import Ensemble
 from msun_fastai.models.families import find_family
 from msun_fastai.models.meta import grid_of, run_on_meta, runs_at, smallest_side
-from msun_fastai.models.methods import ALIGNMENTS, find_method
-from msun_fastai.models.sharing import NORMS, has_batch_norm, private_copies
+from msun_fastai.models.metalearners import GeneratedNetwork, with_learners
+from msun_fastai.models.methods import find_method
+from msun_fastai.models.sharing import has_batch_norm, private_copies
 from msun_fastai.models.subnets import Align, make_subnets
-from msun_fastai.scales import (
-    DEFAULT_SCALES,
-    check_choice,
-    check_routing,
-    check_scales,
-    route,
-    thresholds,
-)
+from msun_fastai.scales import route
 from msun_fastai.views import resize_batch
-
-
-@dataclass(frozen=True)
-class NetConfig:
-    """All that is needed to build the network again: what a saved model's JSON holds.
-
-    scales: sides in pixels, ascending, the last canonical. blocks: k of Bk, how many blocks each
-    subnet has after its stem. alignment: the grid on which g runs, `canonical` (the paper, and
-    msun's default) or `native` (each subnet's own, and snet's default). grids: sides of the
-    subnets' grids, one per scale; by default as large as they get without exceeding the canonical
-    one. norm: the batch norm in g, `shared` (the paper) or `per_scale`. routing: which scale an
-    image of another size goes to, see `scales.thresholds`.
-    """
-
-    arch: str
-    n_classes: int
-    scales: tuple[int, ...] = DEFAULT_SCALES
-    method: str = "msun"
-    blocks: int = 1
-    alignment: str | None = None
-    grids: tuple[int, ...] | None = None
-    norm: str = "shared"
-    routing: str = "nearest"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", check_scales(self.scales))
-        method, family = find_method(self.method), find_family(self.arch)
-        if self.alignment is None:
-            object.__setattr__(self, "alignment", method.alignment)
-        check_choice("alignment", str(self.alignment), ALIGNMENTS)
-        check_choice("norm", self.norm, NORMS)
-        self._check_routing(method.entries(self.scales))
-        for key in ("n_classes", "blocks"):
-            if not isinstance(getattr(self, key), int):
-                raise UserError(f"{key}: {getattr(self, key)!r} is not a whole number")
-        if method.private_shallow and not family.subnets:
-            raise UserError(
-                f"arch: {self.arch} bears no subnets for smaller scales; "
-                "it takes the methods vanilla and mst"
-            )
-        if not method.private_shallow and self.alignment != method.alignment:
-            raise UserError(f"alignment: {self.method} has no subnets whose grids could differ")
-        several = method.private_shallow and len(self.scales) > 1
-        shared = several and not method.private_deep
-        if self.norm == "per_scale" and not shared:
-            raise UserError(
-                f"norm: {self.method} shares no batch norm between scales here; leave it shared"
-            )
-        if self.grids is not None:
-            self._check_grids(method.private_shallow)
-
-    def _check_routing(self, entries: Sequence[int]) -> None:
-        if check_routing(self.routing).startswith("calibrated") and len(entries) == 1:
-            raise UserError(f"routing: {self.method} has one scale; there is nothing to route")
-        thresholds(tuple(entries), self.routing)  # as many as there have to be
-
-    def _check_grids(self, has_subnets: bool) -> None:
-        if not has_subnets:
-            raise UserError(
-                f"grids: {self.method} has no subnets for smaller scales; leave them out"
-            )
-        grids = tuple(self.grids or ())
-        if not all(type(grid) is int and grid > 0 for grid in grids):
-            raise UserError(f"grids: {list(grids)}: a grid is a whole number of positions")
-        if len(grids) != len(self.scales):
-            raise UserError(f"grids: {len(grids)} given for {len(self.scales)} scales")
-        object.__setattr__(self, "grids", grids)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON takes them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 class MultiScaleOutput(NamedTuple):
     """What the network gives for several views, one element per view in the views' order.
 
     logits: (n, classes) each. features: (n, c, h_i, w_i) each, the subnets' outputs on the grid
-    where g takes them (Eq. 7 compares them).
+    where g takes them (Eq. 7 compares them). ensemble: the learnt mean of the logits (n, classes),
+    of a network that has one, where there are several views.
     """
 
     logits: list[Tensor]
     features: list[Tensor]
+    ensemble: Tensor | None = None
 
 
 class MultiScaleNet(nn.Module):
@@ -123,23 +49,32 @@ class MultiScaleNet(nn.Module):
         method = find_method(config.method)
         cut = cut_backbone(network, find_family(config.arch), config.blocks)
         self.config = config
-        self.entry_scales = method.entries(config.scales)
-        check_runs(config.arch, nn.Sequential(*cut[:3]), self.entry_scales[-1])
-        if config.norm == "per_scale" and not has_batch_norm(nn.Sequential(cut.deep, cut.head)):
+        self.entry_scales = scales = method.entries(config.scales)
+        check_runs(config.arch, nn.Sequential(*cut[:3]), scales[-1])
+        norm = str(config.norm)
+        has_norm = has_batch_norm(nn.Sequential(cut.deep, cut.head))
+        if norm == "per_scale" and not has_norm and not method.switched:
             raise UserError(
                 f"norm: {config.arch} has no batch norm in its deep layers to make private"
             )
-        self.subnets = make_subnets(cut.shallow, cut.reducers, self.entry_scales, config.grids)
-        count = len(self.entry_scales)
-        self.deep = private_copies(cut.deep, count, config.norm, method.private_deep)
-        self.head = private_copies(cut.head, count, config.norm, method.private_deep)
-        own = [grid_of(f, s) for f, s in zip(self.subnets, self.entry_scales)]
+        parts: list[nn.Module] = [cut.shallow, cut.deep]
+        if method.generated:
+            parts = with_learners(parts, scales[-1], config.meta_hidden)
+        if method.switched:
+            self.subnets = private_copies(parts[0], scales, norm)
+        else:
+            self.subnets = make_subnets(cut.shallow, cut.reducers, scales, config.grids)
+        self.deep = private_copies(parts[1], scales, norm, method.private_deep)
+        self.head = private_copies(cut.head, scales, norm, method.private_deep)
+        self.ensemble = Ensemble(len(scales)) if config.ensemble else None
+        own = [grid_of(_of_scale(self.subnets, i), s) for i, s in enumerate(scales)]
         canonical = config.alignment == "canonical"
         self.grids = [own[-1] if canonical else grid for grid in own]
         self.align = nn.ModuleList(Align(grid) for grid in self.grids)
-        for i, scale in enumerate(self.entry_scales):
+        self._generated: dict[int, GeneratedNetwork] = {}
+        for i, scale in enumerate(scales):
             key = "scales" if config.grids is None else "grids"
-            check_runs(config.arch, self.at_scale(i), scale, key)
+            check_runs(config.arch, self.scale_parts(i), scale, key)
 
     def forward(self, *views: Tensor) -> Tensor | MultiScaleOutput:
         """One view in evaluation gives logits (n, classes); otherwise a `MultiScaleOutput`.
@@ -153,7 +88,10 @@ class MultiScaleNet(nn.Module):
         features = [self.subnet_features(view, i) for view, i in zip(views, entries)]
         if len(views) == 1 and not self.training:
             return self.classify(features[0], entries[0])
-        return MultiScaleOutput(self._unified(features, entries), features)
+        logits = self._unified(features, entries)
+        if self.ensemble is None or len(views) == 1:
+            return MultiScaleOutput(logits, features)
+        return MultiScaleOutput(logits, features, self.ensemble(logits, entries))
 
     def entry_of(self, view: Tensor) -> int:
         """The index of the scale at which a view (n, 3, h, w) enters: its own where it has the side
@@ -166,7 +104,7 @@ class MultiScaleNet(nn.Module):
     def subnet_features(self, view: Tensor, i: int) -> Tensor:
         """f_i of a view, on the grid where g takes it: (n, c, h_i, w_i)."""
         view = resize_batch(view.as_subclass(torch.Tensor), self.entry_scales[i])
-        return self.align[i](self.subnets[i](view))
+        return self.align[i](_of_scale(self.subnets, i)(view))
 
     def route(self, size: int) -> int:
         """The scale at which an image whose shorter side is `size` pixels enters."""
@@ -193,15 +131,33 @@ class MultiScaleNet(nn.Module):
         """The plain network of the scale with index `i`: g(f_i(.)) for images of that side.
 
         It shares this network's parameters and knows nothing of scales: costs, export, Grad-CAM
-        and CKA work on it.
+        and CKA work on it. Generated kernels (san) are constants in it, made once in evaluation;
+        it is the same object every time until the network is trained again.
         """
+        if not find_method(self.config.method).generated:
+            return self.scale_parts(i)
+        if i not in self._generated:
+            self._generated[i] = GeneratedNetwork(self.scale_parts(i))
+        return self._generated[i].up_to_date()
+
+    def scale_parts(self, i: int) -> nn.Sequential:
+        """What a view of the scale with index `i` goes through, meta learners and all."""
         parts = OrderedDict(
-            subnet=self.subnets[i],
+            subnet=_of_scale(self.subnets, i),
             align=self.align[i],
             deep=_of_scale(self.deep, i),
             head=_of_scale(self.head, i),
         )
         return nn.Sequential(parts)
+
+    def train(self, mode: bool = True) -> MultiScaleNet:
+        """Training or evaluation; generated kernels take no memory while it trains."""
+        if mode:
+            self._generated.clear()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_generated": {}}
 
 
 def _of_scale(parts: nn.ModuleList, i: int) -> nn.Module:
@@ -224,6 +180,9 @@ def check_runs(arch: str, network: nn.Module, side: int, key: str = "scales") ->
 def param_groups(model: MultiScaleNet) -> list[list[nn.Parameter]]:
     """Parameters from image to answer, for freezing and discriminative learning rates.
 
-    Subnets, deep layers, head: fastai's `freeze` leaves the head alone trainable.
+    Subnets, deep layers, head: fastai's `freeze` leaves the head alone trainable, and the
+    ensemble's weights with it.
     """
-    return [list(part.parameters()) for part in (model.subnets, model.deep, model.head)]
+    ensemble = [] if model.ensemble is None else list(model.ensemble.parameters())
+    body = [list(part.parameters()) for part in (model.subnets, model.deep)]
+    return [*body, [*model.head.parameters(), *ensemble]]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from msun_fastai.models.metalearners import MetaConv2d, has_learners
+from msun_fastai.models.rebuild import rebuilt
 
 NORMS = ("shared", "per_scale")
 
@@ -23,28 +27,32 @@ def with_own_batch_norm(module: nn.Module) -> nn.Module:
     all; what does is a new shell around the same convolutions, so no switch has to be set in
     the forward pass.
     """
-    return copy.deepcopy(module, _shared_parts(module, {}))
+    return rebuilt(module, lambda m: copy.deepcopy(m) if isinstance(m, _BatchNorm) else None)
 
 
-def _shared_parts(module: nn.Module, memo: dict[int, object]) -> dict[int, object]:
-    """What `deepcopy` finds here it takes instead of copying it."""
-    if not has_batch_norm(module):
-        memo[id(module)] = module
-    elif not isinstance(module, _BatchNorm):
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        memo.update({id(value): value for value in own})
-        for child in module.children():
-            _shared_parts(child, memo)
-    return memo
+def of_scale(module: nn.Module, scale: int, norm: str) -> nn.Module:
+    """`module` for another scale: its kernels are generated for that one, and with the norm
+    `per_scale` its batch norms are its own. All parameters else are shared."""
+
+    def instead(part: nn.Module) -> nn.Module | None:
+        if isinstance(part, MetaConv2d):
+            return part.at(scale)
+        private = norm == "per_scale" and isinstance(part, _BatchNorm)
+        return copy.deepcopy(part) if private else None
+
+    return rebuilt(module, instead)
 
 
-def private_copies(module: nn.Module, count: int, norm: str, private: bool) -> nn.ModuleList:
-    """`module` for `count` scales: one for all of them, or as many as there are scales.
+def private_copies(
+    module: nn.Module, scales: Sequence[int], norm: str, private: bool = False
+) -> nn.ModuleList:
+    """`module`, which is the canonical scale's, for all `scales`: one for all of them, or as many
+    as there are scales.
 
     private: each scale has everything to itself. norm `per_scale`: each has its own batch norm.
     """
     if private:
-        return nn.ModuleList([*(copy.deepcopy(module) for _ in range(count - 1)), module])
-    if norm == "per_scale" and has_batch_norm(module):
-        return nn.ModuleList([*(with_own_batch_norm(module) for _ in range(count - 1)), module])
+        return nn.ModuleList([*(copy.deepcopy(module) for _ in scales[:-1]), module])
+    if has_learners(module) or (norm == "per_scale" and has_batch_norm(module)):
+        return nn.ModuleList([*(of_scale(module, scale, norm) for scale in scales[:-1]), module])
     return nn.ModuleList([module])
