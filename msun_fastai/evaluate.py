@@ -138,9 +138,9 @@ def sweep(
     """Test `saved` on `samples`, each resized to every one of `sizes` in turn, from one decode.
 
     every_subnet: at each size ask all subnets, not only the one that it is routed to. resize:
-    `canonical` brings an image of another size to the scale of its subnet; `native` and
-    `ideal` run a network at the size itself, see `sized_networks`. told: called with the number of images of every batch. Raises
-    `UserError`.
+    `canonical` brings an image of another size to the scale of its subnet; `native` and `ideal` run
+    a network at the size itself, see `sized_networks`. told: called with the number of images of
+    every batch. Raises `UserError`.
     """
     networks = sized_networks(saved.model, sizes, resize)
     answers = at_sizes(saved, samples, sizes, every_subnet, resize, bs, workers, told)

@@ -57,7 +57,9 @@ class HiddenLearner(nn.Module):
 
     def forward(self, encoding: float) -> Tensor:
         """The kernel of the scale that has this encoding."""
-        with torch.autocast(self.base.device.type, enabled=False):  # as the linear one: exactly
+        kind = self.base.device.type
+        # as the linear one, exactly; the meta device knows no autocast
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
             units = self.hidden(self.base.new_tensor([encoding])).relu()
             return (self.slope @ units).view_as(self.base) + self.base
 

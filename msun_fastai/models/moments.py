@@ -37,9 +37,9 @@ class Moments:
         return mean, variance
 
     def write(self, norm: _BatchNorm) -> None:
-        """Make them the statistics of `norm`, the variance unbiased, as torch's."""
+        """Make them the statistics of `norm`."""
         if self.count:  # else it had no part in it
-            write_statistics(norm, self.mean, self.squares / max(self.count - 1, 1))
+            write_statistics(norm, self.mean, self.squares / self.count)
 
 
 def write_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
@@ -59,7 +59,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor], passes: int = 1) 
     batch, as in training. A further one goes by the statistics found so far, and gives one more
     layer, in their order, exactly those of what it is given in evaluation, whatever the batches;
     as many as there are layers give them to all. With a single batch the first pass does so.
-    Statistics are left as they were where it fails. Raises `UserError`.
+    Variances are biased, those by which training normalises; torch keeps unbiased ones, which with
+    n values differ by 1 / n. Where it fails the statistics stay as they were. Raises `UserError`.
     """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:

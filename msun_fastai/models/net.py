@@ -57,14 +57,14 @@ class MultiScaleNet(nn.Module):
             raise UserError(
                 f"norm: {config.arch} has no batch norm in its deep layers to make private"
             )
-        parts: list[nn.Module] = [cut.shallow, cut.deep]
+        body: list[nn.Module] = [cut.shallow, cut.deep]
         if method.generated:
-            parts = with_learners(parts, scales[-1], config.meta_hidden)
+            body = with_learners(body, scales[-1], config.meta_hidden)
         if method.switched:
-            self.subnets = private_copies(parts[0], scales, norm)
+            self.subnets = private_copies(body[0], scales, norm)
         else:
             self.subnets = make_subnets(cut.shallow, cut.reducers, scales, config.grids)
-        self.deep = private_copies(parts[1], scales, norm, method.private_deep)
+        self.deep = private_copies(body[1], scales, norm, method.private_deep)
         self.head = private_copies(cut.head, scales, norm, method.private_deep)
         self.ensemble = Ensemble(len(scales)) if config.ensemble else None
         own = [grid_of(_of_scale(self.subnets, i), s) for i, s in enumerate(scales)]
@@ -74,7 +74,10 @@ class MultiScaleNet(nn.Module):
         self._generated: dict[int, GeneratedNetwork] = {}
         for i, scale in enumerate(scales):
             key = "scales" if config.grids is None else "grids"
-            check_runs(config.arch, self.scale_parts(i), scale, key)
+            parts = self.scale_parts(i)
+            if method.switched:  # no alignment then, which would give any image its grid
+                del parts.align
+            check_runs(config.arch, parts, scale, key)
 
     def forward(self, *views: Tensor) -> Tensor | MultiScaleOutput:
         """One view in evaluation gives logits (n, classes); otherwise a `MultiScaleOutput`.

@@ -95,14 +95,14 @@ def find_model_folder(run: Path | str) -> Path:
 def load_model_folder(run: Path | str, device: str | torch.device = "cpu") -> SavedModel:
     """The model of a run folder or model folder, in evaluation mode. Raises `UserError`."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_model
+    from safetensors.torch import load_file
 
     folder = find_model_folder(run)
     config, classes, preprocessing = _read_config(folder / CONFIG_FILE)
     model = MultiScaleNet(config, find_family(config.arch).build(config.arch, config.n_classes))
     file = folder / WEIGHTS_FILE
     try:
-        load_model(model, file)
+        load_shared(model, load_file(file))
     except FileNotFoundError:
         raise UserError(f"model {file}: no such file") from None
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -111,6 +111,15 @@ def load_model_folder(run: Path | str, device: str | torch.device = "cpu") -> Sa
             f"model {file}: does not hold the weights of {config.arch} ({first})"
         ) from error
     return SavedModel(model.to(device).eval(), classes, preprocessing)
+
+
+def load_shared(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load `state`, in which what scales share may come once, under any of its names. Raises
+    `RuntimeError` where it is not the model's."""
+    named = model.state_dict(keep_vars=True)
+    values = {id(named[name]): value for name, value in state.items() if name in named}
+    whole = {name: values[id(own)] for name, own in named.items() if id(own) in values}
+    model.load_state_dict({**state, **whole})
 
 
 def _read_config(file: Path) -> tuple[NetConfig, list[str], Preprocessing]:
