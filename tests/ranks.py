@@ -32,7 +32,10 @@ CASES = {
     "frozen": {"views": "all", "drop_last": True, "max_bad": 0.5},
     "batch-norm": {"views": "all", "drop_last": True},
     "killed": {"views": "all", "drop_last": True},
+    "ensemble": {"views": "down", "drop_last": False},
+    "san": {"views": "all", "drop_last": True},
 }
+METHODS = {"ensemble": "rsnet", "san": "san"}  # msun elsewhere
 
 
 def without_batch_norm(model):
@@ -59,6 +62,7 @@ def learner(case, rank, world):
     learn = msun_learner(
         dls,
         "thin_resnet10",
+        method=METHODS.get(case, "msun"),
         pretrained=False,
         metrics=[accuracy, F1Score(average="macro")],
         opt_func=SGD,

@@ -161,7 +161,7 @@ def test_the_ensembles_weights_are_learnt(make_learner, shapes, tmp_path, precis
 
 
 def test_steps_are_put_together_from_accumulated_batches(make_learner, shapes):
-    """Two batches of 8 for a step are one of 16; nothing here depends on who is in a batch."""
+    """Four batches of 8 for a step are one of 32; nothing here depends on who is in a batch."""
     grads = []
     for n_acc, bs in ((1, 32), (32, 8)):
         learn = small_learner(make_learner, shapes)
@@ -175,13 +175,14 @@ def test_steps_are_put_together_from_accumulated_batches(make_learner, shapes):
             order = GradientAccumulation.order + 1
 
             def before_step(self, found=found):
-                found.append([p.grad.clone() for p in self.learn.model.parameters()])
+                named = self.learn.model.named_parameters()
+                found.append({n: p.grad.clone() for n, p in named if p.grad is not None})
 
         learn.fit(1, 0.0, cbs=[Look(), *([GradientAccumulation(n_acc)] if n_acc > 1 else [])])
-        grads.append({n: g for (n, _), g in zip(learn.model.named_parameters(), found[0])})
+        grads.append(found[0])
+    assert len(grads[0]) > 10
     for name, grad in grads[0].items():
-        if "bn" not in name and "downsample.1" not in name:
-            assert torch.allclose(grad, grads[1][name], rtol=1e-2, atol=1e-5), name
+        assert (grad - grads[1][name]).abs().max() <= 1e-3 * grad.abs().max(), name
     assert grads[0]["ensemble.weight"].abs().sum() > 0
 
 

@@ -22,7 +22,8 @@ from msun_fastai.callbacks.distributed import (
 from msun_fastai.errors import UserError
 
 RANKS = Path(ranks.__file__)
-TOGETHER = ("all", "native", "frozen", "batch-norm")
+TOGETHER = ("all", "native", "frozen", "ensemble", "san", "batch-norm")
+ALONE = TOGETHER[:-1]  # what batch norm decides is not the same in one process
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -49,7 +50,7 @@ def trained(tmp_path_factory):
     said = finish(process, 200)
     assert process.returncode == 0, said
     with warnings.catch_warnings():
-        ranks.main(folder, *TOGETHER[:3])
+        ranks.main(folder, *ALONE)
     return lambda case, rank, world: torch.load(folder / f"{case}-{rank}-{world}.pt")
 
 
@@ -69,7 +70,7 @@ def test_two_processes_end_with_the_same(trained, case):
     assert len(a["shares"]) == len(b["shares"])
 
 
-@pytest.mark.parametrize("case", TOGETHER[:3])
+@pytest.mark.parametrize("case", ALONE)
 def test_and_with_what_one_process_ends_with(trained, case):
     both, alone = trained(case, 0, 2), trained(case, 0, 1)
     assert_near(both["weights"], alone["weights"], 1e-5)
@@ -77,7 +78,10 @@ def test_and_with_what_one_process_ends_with(trained, case):
     for row, other in zip(both["values"], alone["values"]):
         assert row == pytest.approx(other, abs=1e-5)
     assert both["validated"] == pytest.approx(alone["validated"], abs=1e-5)
-    assert len(both["values"][0]) == 7 + (case != "native")  # with the SI term
+    terms = {"native": 0, "ensemble": 2}  # elsewhere one that ties the views together
+    assert len(both["values"][0]) == 7 + terms.get(case, 1)
+    if case == "ensemble":
+        assert both["weights"]["ensemble.weight"].abs().max() > 1e-4
 
 
 def test_what_one_process_knows_to_be_bad_is_left_out_by_all(trained):
