@@ -13,7 +13,9 @@ from msun_fastai.data.native import NativeImage
 from msun_fastai.data.native_dl import NativeDL, NativeImageBlock
 from msun_fastai.interpret import MultiScaleInterpretation
 from msun_fastai.learner import Consistency, msun_cbs, msun_learner, save_learner
-from msun_fastai.losses import si_loss
+from msun_fastai.losses import ensemble_loss, sd_loss, si_loss
+from msun_fastai.models.ideal import ideal_network, proxy_network
+from msun_fastai.models.moments import recalibrate
 from msun_fastai.models.net import MultiScaleNet, MultiScaleOutput, NetConfig
 from msun_fastai.models.saving import load_model_folder, save_model_folder
 from msun_fastai.models.thin import thin_resnet10
