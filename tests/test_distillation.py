@@ -196,7 +196,7 @@ def test_a_batch_with_one_view_has_nothing_to_compare(make_learner, shapes):
             def before_backward(self, seen=seen, terms=terms):
                 values = [float(self.learn.terms[name]) for name in terms]
                 ce = float(self.learn.terms["ce"])
-                seen.append((len(self.xb), values, float(self.learn.loss_grad) - ce))
+                seen.append((len(self.xb), values, float(self.learn.loss_grad.detach()) - ce))
 
         small_learner(make_learner, shapes, "down", consistency=kind).fit(1, 1e-3, cbs=Look())
         assert {views for views, *_ in seen} == {1, 2}
