@@ -324,7 +324,7 @@ def test_flops_beside_the_paper(run):
         (["--scales", ""], "scales: : write whole numbers"),
         (["--arch", ""], "unknown backbone ''"),
         (["--paper", "--arch", "vgg16"], "--paper takes no --arch"),
-        (["--arch", "alexnet"], "takes the methods vanilla and mst"),
+        (["--arch", "alexnet"], "takes the methods vanilla, mst, rsnet and san"),
         (["--sizes", "32:x"], "START:STOP:STEP"),
         (["--alignment", "natve"], "did you mean native"),
         (["--arch", "alexnet", "--method", "vanilla", "--scales", "32"], "smallest it takes is 63"),

@@ -105,9 +105,9 @@ def test_half_precision_logits_are_compared_in_full():
 def test_a_scale_that_is_not_there_leaves_its_share_to_the_others():
     ensemble = Ensemble(3)
     with torch.no_grad():
-        ensemble.weight.copy_(torch.tensor([0.0, LN3, 9.0]))
+        ensemble.weight.copy_(torch.tensor([0.0, 9.0, LN3]))
     a, b = torch.randn(2, 4), torch.randn(2, 4)
-    assert torch.allclose(ensemble([a, b], [0, 1]), 0.25 * a + 0.75 * b)
+    assert torch.allclose(ensemble([a, b], [0, 2]), 0.25 * a + 0.75 * b)
 
 
 # ---- in training ------------------------------------------------------------------------------
