@@ -258,11 +258,8 @@ def _measured(prepared: Prepared, folder: Path, console: Console, seconds: float
         measured = measure(prepared.recipe, prepared.found, prepared.learn, seconds)
     if bad := measured.bad:
         write_rows(folder / "bad_images.csv", [asdict(image) for image in bad])
-        _say(
-            console,
-            f"left out as they could not be read: {len(bad)} (named in "
-            f"{folder / 'bad_images.csv'})",
-        )
+        what = "1 image" if len(bad) == 1 else f"{len(bad)} images"
+        _say(console, f"{what} could not be read, left out; see {folder / 'bad_images.csv'}")
     return measured
 
 
