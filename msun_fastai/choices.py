@@ -120,7 +120,10 @@ def resolved(recipe: Recipe) -> Recipe:
         values["model.start"] = str(Path(recipe.model.start).resolve())  # to go on from anywhere
         recipe = recipe.with_values(values, "recipe")
     model, method = recipe.model, find_method(recipe.model.method)
-    kind = method.consistency(recipe.consistency.kind, model.scales, recipe.train.views)
+    named = recipe.consistency.kind
+    if recipe.verb == "linear-probe" and method.switched:
+        named = named or "none"  # distillation would train the classifier; `si` does not reach it
+    kind = method.consistency(named, model.scales, recipe.train.views)
     own = {
         "consistency.kind": kind,
         "model.alignment": model.alignment or method.alignment,

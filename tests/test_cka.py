@@ -1,5 +1,6 @@
 """CKA against an independent formulation, its invariances, its estimate from batches, layers."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -17,7 +18,13 @@ from msun_fastai.analysis.cka import (
     linear_cka,
 )
 from msun_fastai.analysis.layer_cka import layer_cka
-from msun_fastai.analysis.layers import end_modules, layer_modules, layer_sizes, recording
+from msun_fastai.analysis.layers import (
+    end_modules,
+    layer_modules,
+    layer_names,
+    layer_sizes,
+    recording,
+)
 from msun_fastai.analysis.plots import plot_cka
 from msun_fastai.data.images import open_image
 from msun_fastai.data.resize import fitted
@@ -27,6 +34,7 @@ from msun_fastai.models.backbones import cut_backbone
 from msun_fastai.models.families import find_family
 from msun_fastai.models.meta import run_on_meta
 from msun_fastai.models.net import MultiScaleNet, NetConfig
+from msun_fastai.models.weights import build_net
 from msun_fastai.predict import normalize
 from msun_fastai.sized import sized_networks
 
@@ -312,3 +320,13 @@ def test_the_picture(saved, samples):
     assert [t.get_text() for t in axes.get_xticklabels()] == list(found[0].values)
     assert np.isnan(other.get_ydata()[2])
     assert axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("method", ["vanilla", "rsnet", "san"])
+def test_every_layer_of_a_network_made_for_the_size(saved, samples, method):
+    torch.manual_seed(0)
+    model = build_net(NetConfig("thin_resnet10", 10, (16, 32, 64), method=method)).eval()
+    for resize in ("native", "ideal"):
+        found = layer_cka(replace(saved, model=model), samples[:8], (24, 64), resize=resize)
+        assert list(found.values) == layer_names(model)
+        assert all(value is not None for value in found.values.values())

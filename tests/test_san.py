@@ -580,3 +580,27 @@ def test_start_from_another_san(dls, tmp_path):
             assert layer.at_scale(1).deep(torch.ones(1, 32, 8, 8)).shape == (1, 256, 1, 1)
         a, b = (m.scale_parts(1).deep(torch.ones(1, 32, 8, 8)) for m in (saved.model, learn.model))
     assert torch.equal(a, b)
+
+
+def test_a_copy_of_a_compiled_network_is_a_network_of_its_own():
+    """torch leaves what it compiled out of copies; averaged weights are such a copy."""
+    network = net("msun", trained=False).eval()
+    network.compile(backend="eager")
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = network(x)
+        other = copy.deepcopy(network)
+        for parameter in other.parameters():
+            parameter.zero_()
+        assert not other(x).any()
+        assert torch.equal(network(x), before)
+
+
+def test_networks_pickled_before_there_were_generated_kernels():
+    network = net("msun", trained=False)
+    state = network.__getstate__()
+    del state["_generated"]
+    state.pop("ensemble", None)
+    old = object.__new__(type(network))
+    old.__setstate__(state)
+    assert old.train().eval().ensemble is None

@@ -84,7 +84,7 @@ def layer_cka(
     if batch is not None and batch < LEAST:
         raise UserError(f"batch: {batch}: mini-batch CKA takes {LEAST} images or more in a batch")
     a, b = sized_networks(saved.model, sizes, resize)
-    modules = [layer_modules(saved.model, sized.index) for sized in (a, b)]
+    modules = [layer_modules(saved.model, sized.index, sized.network) for sized in (a, b)]
     if batch is None:
         _check_memory(a, b, modules, len(samples), limit)
     layers: dict[str, ExactCKA | MinibatchCKA] = {

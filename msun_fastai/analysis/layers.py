@@ -19,13 +19,16 @@ def layer_names(net: MultiScaleNet) -> list[str]:
     return ["stem", *(f"stage {k}" for k in range(1, len(_ends(net.config.arch))))]
 
 
-def layer_modules(net: MultiScaleNet, i: int) -> dict[str, nn.Module]:
+def layer_modules(
+    net: MultiScaleNet, i: int, network: nn.Module | None = None
+) -> dict[str, nn.Module]:
     """The last module of each block for the scale with index `i`, from image to last feature map.
 
     The first `net.config.blocks` + 1 are the subnet's, the others the deep part's; the output of
-    the subnet's last one is taken on its own grid, before the alignment resizes it.
+    the subnet's last one is taken on its own grid, before the alignment resizes it. network: one
+    that was made of that scale's, as `sized_networks` does, instead.
     """
-    network = net.at_scale(i)
+    network = net.at_scale(i) if network is None else network
     subnet, deep = network.get_submodule("subnet"), network.get_submodule("deep")
     return dict(
         zip(layer_names(net), end_modules(net.config.arch, net.config.blocks, subnet, deep))

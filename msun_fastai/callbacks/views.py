@@ -33,6 +33,8 @@ class MultiScaleViews(Callback):
     # MixedPrecision (10) rescale the loss and leave autocast in after_loss
     run_valid = False
 
+    ce_weight = 1.0  # of those that were pickled before it was a choice
+
     def __init__(
         self,
         scales: Sequence[int],

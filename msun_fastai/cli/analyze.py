@@ -37,7 +37,8 @@ Resize = Annotated[
     str,
     typer.Option(
         help="canonical: to the scale that the routing gives (Table II). native: the network runs "
-        "at the size itself, for vanilla and mst (Table I)."
+        "at the size itself, for vanilla, mst, rsnet and san (Table I); ideal: of rsnet and san a "
+        "network made for the size."
     ),
 ]
 

@@ -38,7 +38,7 @@ def ideal_network(net: MultiScaleNet, size: int, interpolate: bool = True) -> nn
     beyond the scales, and without it, they are those of the nearest, for
     `moments.recalibrate`. At a scale
     of `net` all is that scale's own. The batch norms are copies, all other parameters are those of
-    `net`. In evaluation mode.
+    `net`. In evaluation mode, into which the layers that it shares are put.
     """
     private = find_method(net.config.method).switched and net.config.norm == "per_scale"
     below, above, share = _around(net.entry_scales, size)

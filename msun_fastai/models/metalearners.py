@@ -140,7 +140,7 @@ class MetaConv2d(nn.Conv2d):
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None}  # a copy or a file makes its own
+        return {**super().__getstate__(), "_made": None}  # a copy or a file makes its own
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scale={self.scale}"

@@ -155,12 +155,18 @@ class MultiScaleNet(nn.Module):
 
     def train(self, mode: bool = True) -> MultiScaleNet:
         """Training or evaluation; generated kernels take no memory while it trains."""
-        if mode:
+        if mode or self.training:
             self._generated.clear()
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_generated": {}}
+        return {**super().__getstate__(), "_generated": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_generated", {})  # what was pickled before has neither
+        if "ensemble" not in self._modules:
+            self.__dict__.setdefault("ensemble", None)
 
 
 def _of_scale(parts: nn.ModuleList, i: int) -> nn.Module:
