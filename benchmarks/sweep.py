@@ -4,7 +4,7 @@ The ratio of their times is set against that of their multiply-accumulates, meas
 process in turns, so that a noisy machine slows both. Decoding is part of both: each image is
 decoded once, however many sizes it is tested at.
 
-    python benchmarks/sweep.py --data-root DIR --dataset caltech101 --images 96 --rounds 3
+    python benchmarks/sweep.py --data-root DIR --dataset caltech101 --images 32 --rounds 3
 """
 
 from __future__ import annotations
