@@ -86,11 +86,13 @@ def at_sizes(
     model's own resize rule (Section VI-B). samples: a list, or a stream of them.
 
     A size goes to the subnet that it is routed to, which brings it to its scale, or with
-    `every_subnet` to each of them (Table IV). resize: see `sized_networks`. bs: fewer where their
-    views would take more than a GiB. Raises `UserError`.
+    `every_subnet` to each of them (Table IV), which takes no other `resize`. resize: see
+    `sized_networks`. bs: fewer where their views would take more than a GiB. Raises `UserError`.
     """
     sizes, model = check_scales(sizes, "sizes"), saved.model
     if every_subnet:
+        if resize != "canonical":
+            raise UserError(f"resize {resize}: every subnet brings images to its scale; choose one")
         each = {
             size: [subnet_for(model, size, scale) for scale in model.entry_scales] for size in sizes
         }

@@ -168,6 +168,8 @@ def test_a_plain_network_at_the_size_itself(plain, shapes):
 def test_sizes_that_a_network_cannot_take(saved, plain, shapes):
     with pytest.raises(UserError, match="native is for networks of one scale"):
         sweep(saved, shapes.valid, SIZES, resize="native")
+    with pytest.raises(UserError, match="every subnet brings images to its scale"):
+        sweep(plain, shapes.valid[:2], (24, 64), every_subnet=True, resize="native")
     with pytest.raises(UserError, match="unknown value 'own'"):
         sweep(plain, shapes.valid, SIZES, resize="own")
     with pytest.raises(UserError, match=r"sizes: .* not ascending"):
