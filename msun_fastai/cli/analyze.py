@@ -311,11 +311,11 @@ def _begin(
 
 def _write(verb: str, results: list[Any], figures: dict[str, Any], out: str | None) -> Path:
     """Pictures, and their numbers as JSON and CSV beside them; returns the folder."""
-    from msun_fastai.cli.testing import out_folder
     from msun_fastai.files import write_json, write_rows
     from msun_fastai.plots import save_figure
+    from msun_fastai.runfolder import new_run_folder
 
-    folder = out_folder(verb, out)
+    folder = new_run_folder(verb, out)
     for name, figure in figures.items():
         save_figure(figure, folder / f"{name}.png")
     write_json(folder / f"{verb}.json", [result.as_dict() for result in results])

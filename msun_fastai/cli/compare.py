@@ -48,11 +48,12 @@ def compare(
     """Test several models on the same images, the first one's own by default: accuracy and cost at
     every size, and differences from the first with paired intervals."""
     from msun_fastai.cli.output import check_folder, check_output, make_console, say, write_result
-    from msun_fastai.cli.testing import images_of, open_run, out_folder, progress, tested_title
+    from msun_fastai.cli.testing import images_of, open_run, progress, tested_title
     from msun_fastai.compare import differences, names_of
     from msun_fastai.errors import UserError
     from msun_fastai.evaluate import sweep
     from msun_fastai.labelled import check_classes
+    from msun_fastai.runfolder import new_run_folder
     from msun_fastai.scales import parse_sizes, sweep_sizes
 
     check_output("--json", json_file)
@@ -75,7 +76,7 @@ def compare(
             sweeps[name] = sweep(saved, found.samples, at, bs=bs, workers=workers, told=told)
     apart = differences(sweeps)
     show(console, tested_title(found, sweeps[names[0]].answers), sweeps, apart)
-    folder = out_folder("compare", out)
+    folder = new_run_folder("compare", out)
     result = {
         "data": found.name,
         "part": found.part,

@@ -50,13 +50,6 @@ def tested_title(found: Labelled, answers: Answers) -> str:
     return f"{found.name}: {n:,} {part}{more}"
 
 
-def out_folder(label: str, out: str | None) -> Path:
-    """The folder for what a verb writes: `out`, or `runs/<label>-<time>`, which is new."""
-    from msun_fastai.runfolder import new_run_folder
-
-    return new_run_folder(label, out)
-
-
 @contextmanager
 def progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], object]]:
     """A bar on a terminal, nothing on a log; what it gives is called with the images that are
