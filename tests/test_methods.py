@@ -15,7 +15,7 @@ from msun_fastai.models.saving import (
     load_model_folder,
     save_model_folder,
 )
-from msun_fastai.models.sharing import has_batch_norm, with_own_batch_norm
+from msun_fastai.models.sharing import has_batch_norm, of_scale
 from msun_fastai.models.weights import build_net
 
 SCALES = (16, 32, 64)
@@ -169,7 +169,7 @@ def test_multi_scale_training_compares_two_sizes(make_learner):
 
 def test_own_batch_norm_and_nothing_else():
     given = net("vanilla").deep[0]
-    other = with_own_batch_norm(given)
+    other = of_scale(given, 16, "per_scale")
     ours, theirs = dict(given.named_modules()), dict(other.named_modules())
     assert ours.keys() == theirs.keys()
     shared = 0
@@ -193,7 +193,7 @@ def test_parameters_beside_a_batch_norm_are_shared():
             self.norm = torch.nn.BatchNorm2d(3)
 
     given = Scaled()
-    other = with_own_batch_norm(given)
+    other = of_scale(given, 16, "per_scale")
     assert other.scale is given.scale
     assert other.offset is given.offset
     assert other.norm is not given.norm

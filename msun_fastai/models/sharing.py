@@ -19,20 +19,15 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) for m in module.modules())
 
 
-def with_own_batch_norm(module: nn.Module) -> nn.Module:
-    """A copy of `module` with batch norms of its own and every other parameter shared.
-
-    The way of resolution-switchable networks: one set of affine parameters and running statistics
-    for each scale, equal to the given one's at first. What holds no batch norm is not copied at
-    all; what does is a new shell around the same convolutions, so no switch has to be set in
-    the forward pass.
-    """
-    return rebuilt(module, lambda m: copy.deepcopy(m) if isinstance(m, _BatchNorm) else None)
-
-
 def of_scale(module: nn.Module, scale: int, norm: str) -> nn.Module:
     """`module` for another scale: its kernels are generated for that one, and with the norm
-    `per_scale` its batch norms are its own. All parameters else are shared."""
+    `per_scale` its batch norms are its own, equal to the given ones at first. All parameters else
+    are shared.
+
+    The way of resolution-switchable networks: affine parameters and running statistics of each
+    scale in a new shell around the same convolutions, so that no switch has to be set in the
+    forward pass. What has nothing replaced inside is not copied at all.
+    """
 
     def instead(part: nn.Module) -> nn.Module | None:
         if isinstance(part, MetaConv2d):
