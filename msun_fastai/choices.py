@@ -10,14 +10,17 @@ from msun_fastai.data.bad import ON_BAD_IMAGE
 from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
 from msun_fastai.devices import pick_device
 from msun_fastai.errors import UserError
+from msun_fastai.fits import CALIBRATED
+from msun_fastai.labelled import run_recipe
 from msun_fastai.learner import Consistency
 from msun_fastai.losses import DISTANCES
+from msun_fastai.models.heads import refuse_fitted
 from msun_fastai.models.methods import METHODS, find_method
 from msun_fastai.models.net import NetConfig
 from msun_fastai.models.saving import find_model_folder, load_model_folder
 from msun_fastai.probe import PROTOCOLS
 from msun_fastai.processes import is_main, process_rank
-from msun_fastai.recipe import VERBS, Recipe
+from msun_fastai.recipe import VERBS, DataSection, ModelSection, Recipe
 from msun_fastai.runfolder import is_unfinished
 from msun_fastai.scales import VIEWS, check_choice, check_scales
 from msun_fastai.schedules import OPTIMIZERS, SCHEDULES
@@ -46,6 +49,7 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     check_choice("keep", options.keep, KEEPS)
     check_choice("precision", options.precision, PRECISIONS)
     check_choice("protocol", recipe.probe.protocol, PROTOCOLS)
+    _check_calibration(recipe)
     if options.log is not None:
         check_log(options.log)
     if recipe.verb == "pretrain" and (model.pretrained or model.weights is not None):
@@ -76,6 +80,29 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
         _check_baseline(recipe)
     if run_dir is not None and is_main():
         is_unfinished(Path(run_dir))
+
+
+def _check_calibration(recipe: Recipe) -> None:
+    size = recipe.calibration.size
+    check_choice("what", recipe.calibration.what, CALIBRATED)
+    if recipe.verb != "calibrate":
+        if size is not None:
+            raise UserError(f"calibration.size: {recipe.verb} calibrates nothing; leave it out")
+        return
+    if size is None or recipe.model.start is None:
+        raise UserError("calibrate: it takes a trained network and a size; give --model and --size")
+    check_scales([size], "size")
+
+
+def calibration_recipe(parent: str, values: dict[str, Any]) -> Recipe:
+    """The recipe that calibrates the network of the run or model folder `parent` on its own data,
+    with what `values` say by their dotted keys. Raises `UserError`."""
+    own = run_recipe(parent)
+    data = DataSection() if own is None else own.data
+    recipe = Recipe(verb="calibrate", data=data, model=ModelSection(start=parent))
+    if "data.dataset" in values or "data.path" in values:  # they replace its own
+        recipe = recipe.with_values({"data.dataset": None, "data.path": None}, "calibrate")
+    return recipe.with_values(values, "calibrate")
 
 
 def _check_baseline(recipe: Recipe) -> None:
@@ -112,8 +139,9 @@ def resolved(recipe: Recipe) -> Recipe:
     and preprocessing of the trained model that it starts from."""
     if recipe.model.start is not None:
         saved = load_model_folder(recipe.model.start)
+        refuse_fitted(saved, recipe.model.start)
         network = saved.model.config.as_dict()
-        for name in ("n_classes", "ensemble"):  # what data and consistency say
+        for name in ("n_classes", "ensemble", "test_size"):  # what data and consistency say
             network.pop(name)
         values = {f"model.{key}": value for key, value in network.items()}
         values |= {"data.resize": saved.preprocessing.resize, "model.pretrained": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from msun_fastai.data.multi_view import RoutedSides, multi_view_batches, refuse_
 from msun_fastai.data.samples import Sample
 from msun_fastai.errors import UserError
 from msun_fastai.files import replacing
+from msun_fastai.models.config import NetConfig
 from msun_fastai.models.heads import classifiers, penultimate, without_classifiers
 from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.saving import SavedModel
@@ -111,7 +113,7 @@ def fingerprint(saved: SavedModel, samples: Iterable[Sample], views: str) -> str
     Of a stream, which is not read for it, its name and length.
     """
     about: list[Any] = [
-        {**saved.model.config.as_dict(), "n_classes": len(saved.classes)},
+        {**_chosen(saved.model.config), "n_classes": len(saved.classes)},
         [vars(saved.preprocessing), saved.classes, scales_policy(saved.model, views)],
     ]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
@@ -127,6 +129,12 @@ def fingerprint(saved: SavedModel, samples: Iterable[Sample], views: str) -> str
         about = [getattr(samples, "where", ""), getattr(samples, "n", None)]
         digest.update(f"{about}".encode())
     return digest.hexdigest()
+
+
+def _chosen(config: NetConfig) -> dict[str, Any]:
+    """The values that are not the default, so that a new field changes no network's."""
+    own = {f.name: f.default for f in dataclasses.fields(config)}
+    return {name: value for name, value in vars(config).items() if value != own[name]}
 
 
 def _identity(image: Any) -> bytes:

@@ -35,7 +35,9 @@ def measure(recipe: Recipe, found: Scan, learn: Learner, seconds: float) -> Meas
     saved, source = saved_model(learn), found.source
     options: dict[str, Any] = {"bs": recipe.train.bs, "workers": recipe.data.workers}
     routed = routed_test(saved, source.measured, on_bad=recipe.data.on_bad_image, **options)
-    swept = sweep(saved, source.measured, test_sizes(recipe.model.scales), **options)
+    fitted_to = recipe.calibration.size
+    sizes = {*test_sizes(recipe.model.scales), *([fitted_to] if fitted_to else [])}
+    swept = sweep(saved, source.measured, sorted(sizes), **options)
     measured = "test" if source.test else "valid"
     unread = {"train": learn.dls.train.bad, "valid": learn.dls.valid.bad}
     reasons = {part: images.reasons() for part, images in unread.items()}
@@ -49,6 +51,7 @@ def measure(recipe: Recipe, found: Scan, learn: Learner, seconds: float) -> Meas
         "arch": recipe.model.arch,
         "method": recipe.model.method,
         "scales": list(swept.scales),
+        **({"calibrated": recipe.model.start} if fitted_to else {}),
         "classes": len(source.classes),
         **{f"{part}_images": n for part, n in counted.items()},
         "measured_images": counted[measured] - bad_counts[measured],

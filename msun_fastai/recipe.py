@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 
-VERBS = ("finetune", "linear-probe", "pretrain")
+VERBS = ("finetune", "linear-probe", "pretrain", "calibrate")
 BASE = "base"  # the key that names the recipe on which another rests
 
 
@@ -141,10 +141,18 @@ class ProbeSection(Section):
     strengths: list[float] = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 
 
+class CalibrationSection(Section):
+    """What a trained network is fitted to, `model.start` being its parent: images of one `size` in
+    pixels; `what`: `bn`, the statistics of its batch norms, or `classifier+bn`."""
+
+    size: int | None = Field(None, ge=1)
+    what: str = "bn"
+
+
 class Recipe(Section):
     """A run, complete. `baseline` names a method that is trained the same way to compare with.
 
-    verb: what it is a recipe for: `pretrain`, `finetune` or `linear-probe`.
+    verb: what it is a recipe for: `pretrain`, `finetune`, `linear-probe` or `calibrate`.
     """
 
     verb: str = "finetune"
@@ -154,6 +162,7 @@ class Recipe(Section):
     consistency: ConsistencySection = ConsistencySection()
     train: TrainSection = TrainSection()
     probe: ProbeSection = ProbeSection()
+    calibration: CalibrationSection = CalibrationSection()
 
     def with_values(self, values: dict[str, Any], where: str) -> Recipe:
         """This recipe with dotted keys such as `train.lr` set; `where` is named in errors."""

@@ -27,10 +27,10 @@ from msun_fastai.data.stream import StreamSource
 from msun_fastai.devices import pick_device
 from msun_fastai.errors import Stopped, TrainingError, UserError
 from msun_fastai.files import write_json, write_rows, write_text
+from msun_fastai.fits import check_parent, fit, is_fit
 from msun_fastai.learner import Consistency, msun_learner, probe_groups, save_learner, saved_model
 from msun_fastai.measure import Measured, measure
 from msun_fastai.plots import plot_history, read_history
-from msun_fastai.probe import linear_probe
 from msun_fastai.processes import gathered, is_main, joined_processes, process_rank, world
 from msun_fastai.recipe import Recipe
 from msun_fastai.report.page import make_report
@@ -49,7 +49,6 @@ from msun_fastai.training import train
 
 # words in the errors of what processes do together
 COLLECTIVES = ("gloo", "nccl", "connection closed", "connection reset")
-HELD_OUT = 0.2  # of the training images, for a probe to choose its strength on
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     """Find the data and make the Learner, telling what there is. Raises `UserError`."""
     recipe = resolved(recipe)
     source = load_source(recipe)
+    check_parent(recipe, source.classes)
     for note in source.notes:
         _say(console, note)
     if isinstance(source, StreamSource):
@@ -156,7 +156,7 @@ def _folder(prepared: Prepared, run_dir: Path | str | None) -> Path:
     """The run's folder, the same in all processes. Raises `UserError` where it is another run's."""
     recipe, found = prepared.recipe, prepared.found
     label = f"{found.source.name}-{recipe.model.method}"
-    label += "-linear-probe" if recipe.verb == "linear-probe" else ""
+    label += f"-{recipe.verb}" if recipe.verb in ("linear-probe", "calibrate") else ""
     folder = None
     if is_main():
         goes_on = run_dir is not None and is_unfinished(Path(run_dir))
@@ -174,8 +174,8 @@ def _trained(prepared: Prepared, folder: Path, console: Console) -> float:
         write_text(folder / "recipe.toml", recipe.to_toml())
         write_json(folder / "environment.json", environment(learn.dls.device, folder, world()))
     with stop_on_signals() as stop, going_on_told(folder):
-        if recipe.verb == "linear-probe" and recipe.probe.protocol == "cached":
-            seconds = _probed(prepared, folder, console, stop)
+        if is_fit(recipe):
+            seconds = _fitted(prepared, folder, console, stop)
         else:
             seconds = train(recipe, learn, folder, console, stop)
             if is_main():
@@ -204,52 +204,16 @@ def going_on_told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _probed(prepared: Prepared, folder: Path, console: Console, stop: StopRequest) -> float:
-    """A linear probe on features that are taken once; seconds for features and classifier."""
-    recipe, learn, source = prepared.recipe, prepared.learn, prepared.found.source
-    if world() > 1:
-        raise UserError("linear-probe: a cached probe is one process's work; start it without more")
-    if isinstance(source, StreamSource):
-        raise UserError(
-            "linear-probe: a stream has no part to choose the strength on; take a local copy, or "
-            "--protocol sgd"
-        )
-    held_out = not source.test
-    if held_out:  # else what is there to choose on is the test part itself
-        source = source.carved(HELD_OUT, recipe.train.seed)
-    saved, report = linear_probe(
-        saved_model(learn),
-        source.train,
-        source.valid,
-        recipe.probe.strengths,
-        recipe.train.views,
-        recipe.train.bs,
-        recipe.data.workers,
-        folder,
-        recipe.data.on_bad_image,
-        recipe.data.max_bad,
-        stop.check,
-        refit=held_out,
-    )
-    learn.model.load_state_dict(saved.model.state_dict())
-    for reason in [*report["unreadable"]["train"], *report["unreadable"]["valid"]]:
+def _fitted(prepared: Prepared, folder: Path, console: Console, stop: StopRequest) -> float:
+    """A fit that takes no steps of training; seconds of it."""
+    learn, source = prepared.learn, prepared.found.source
+    fitted = fit(prepared.recipe, saved_model(learn), source, folder, stop.check)
+    learn.model = fitted.saved.model
+    for reason in fitted.unreadable:
         learn.dls.train.bad.mark(reason)
-    seconds = report["seconds"]
-    for head in report["heads"]:
-        for note in head["notes"]:
-            _say(console, note)
-        _say(
-            console,
-            f"strength {head['strength']:g}: the best on {report['images']['valid']:,} images held "
-            "out of the training part",
-        )
-    _say(
-        console,
-        f"features of {report['images']['train']:,} images: {seconds['features']:.1f} s, "
-        f"classifier: {seconds['fit']:.1f} s",
-    )
-    write_json(folder / "probe.json", report)
-    return seconds["features"] + seconds["fit"]
+    for line in fitted.lines:
+        _say(console, line)
+    return fitted.seconds
 
 
 def _measured(prepared: Prepared, folder: Path, console: Console, seconds: float) -> Measured:

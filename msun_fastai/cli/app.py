@@ -8,6 +8,7 @@ import typer
 
 from msun_fastai import __version__
 from msun_fastai.cli.analyze import analyze
+from msun_fastai.cli.calibrate import calibrate
 from msun_fastai.cli.compare import compare
 from msun_fastai.cli.datasets import datasets
 from msun_fastai.cli.evaluate import evaluate
@@ -49,6 +50,7 @@ def options(
 app.command()(pretrain)
 app.command()(finetune)
 app.command("linear-probe")(linear_probe)
+app.command()(calibrate)
 app.command()(predict)
 app.command()(evaluate)
 app.command()(routing)

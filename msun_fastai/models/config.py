@@ -12,6 +12,7 @@ from msun_fastai.models.methods import ALIGNMENTS, Method, find_method
 from msun_fastai.models.sharing import NORMS
 from msun_fastai.scales import (
     DEFAULT_SCALES,
+    LARGEST_SCALE,
     check_choice,
     check_routing,
     check_scales,
@@ -31,7 +32,8 @@ class NetConfig:
     of rsnet and san). routing: which scale an image of another size goes to, see
     `scales.thresholds`. meta_hidden: hidden units in each of san's meta learners; 0 is linear, the
     paper's Table 5 has 8 and 16. ensemble: it has a learnt mean of all scales' logits, for the
-    consistency of that name.
+    consistency of that name. test_size: the side that a trained network was fitted to afterwards;
+    it takes images at that side alone, see `MultiScaleNet.keep_for`.
     """
 
     arch: str
@@ -45,6 +47,7 @@ class NetConfig:
     routing: str = "nearest"
     meta_hidden: int = 0
     ensemble: bool = False
+    test_size: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
@@ -54,7 +57,8 @@ class NetConfig:
         if self.norm is None:
             object.__setattr__(self, "norm", method.own_norm(self.scales))
         check_choice("alignment", str(self.alignment), ALIGNMENTS)
-        self._check_routing(method.entries(self.scales))
+        self._check_test_size()
+        self._check_routing(self.entries)
         for key in ("n_classes", "blocks", "meta_hidden"):
             if not isinstance(getattr(self, key), int):
                 raise UserError(f"{key}: {getattr(self, key)!r} is not a whole number")
@@ -68,6 +72,20 @@ class NetConfig:
         self._check_shared(method)
         if self.grids is not None:
             self._check_grids(method.private_shallow)
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """The sides at which the network takes images, ascending."""
+        if self.test_size is not None:
+            return (self.test_size,)
+        return find_method(self.method).entries(self.scales)
+
+    def _check_test_size(self) -> None:
+        size = self.test_size
+        if size is not None and not (type(size) is int and 1 <= size <= LARGEST_SCALE):
+            raise UserError(
+                f"test_size: {size!r}: a side is a whole number of pixels from 1 to {LARGEST_SCALE}"
+            )
 
     def _check_routing(self, entries: Sequence[int]) -> None:
         if check_routing(self.routing).startswith("calibrated") and len(entries) == 1:
@@ -87,7 +105,7 @@ class NetConfig:
                 f"meta_hidden: {self.meta_hidden}: {self.method} has no such meta learners; "
                 "san takes 0 (linear) or more"
             )
-        if self.ensemble and not several:
+        if self.ensemble and len(self.entries) == 1:
             raise UserError(f"ensemble: {self.method} has one scale here; there is no mean of it")
 
     def _check_grids(self, has_subnets: bool) -> None:

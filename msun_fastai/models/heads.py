@@ -48,6 +48,7 @@ def with_classes(
     it was trained on, in the same order. ensemble: whether it has one, see `NetConfig`; as before
     where it is None.
     """
+    refuse_fitted(saved)
     old = saved.model
     kept = old.config.ensemble if ensemble is None else ensemble
     config = replace(old.config, n_classes=len(classes), ensemble=kept)
@@ -62,6 +63,13 @@ def with_classes(
     if kept and old.ensemble is not None and net.ensemble is not None and same:
         net.ensemble.load_state_dict(old.ensemble.state_dict())
     return net.to(next(old.parameters()).device).train(old.training)
+
+
+def refuse_fitted(saved: SavedModel, name: str = "this network") -> None:
+    """Raise `UserError` for a network that was fitted to one size: it has lost its scales."""
+    size = saved.model.config.test_size
+    if size is not None:
+        raise UserError(f"{name}: is calibrated for {size} pixels alone; start from its parent")
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import copy
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,9 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from msun_fastai.models.metalearners import MetaConv2d
 from msun_fastai.models.methods import find_method
-from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.rebuild import rebuilt
 from msun_fastai.scales import route
+
+if TYPE_CHECKING:
+    from msun_fastai.models.net import MultiScaleNet
 
 
 def proxy_network(net: MultiScaleNet, size: int) -> nn.Sequential:
@@ -87,7 +90,9 @@ def _around(scales: Sequence[int], size: int) -> tuple[int, int, float]:
 def _for_any_size(net: MultiScaleNet, network: nn.Sequential) -> nn.Sequential:
     """`network` without the alignment, which would bring every grid to its scale's, but for one
     whose deep layers are shared by several scales on the canonical grid."""
-    if net.config.alignment == "canonical" and len(net.entry_scales) > 1:
+    config = net.config
+    several = len(find_method(config.method).entries(config.scales)) > 1
+    if config.alignment == "canonical" and several:
         return network
     parts = [(name, part) for name, part in network.named_children() if name != "align"]
     return nn.Sequential(OrderedDict(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from msun_fastai.models.backbones import cut_backbone
 from msun_fastai.models.config import NetConfig
 from msun_fastai.models.ensemble import Ensemble
 from msun_fastai.models.families import find_family
+from msun_fastai.models.ideal import ideal_network
 from msun_fastai.models.meta import grid_of, run_on_meta, runs_at, smallest_side
 from msun_fastai.models.metalearners import GeneratedNetwork, with_learners
 from msun_fastai.models.methods import find_method
@@ -78,6 +80,8 @@ class MultiScaleNet(nn.Module):
             if method.switched:  # no alignment then, which would give any image its grid
                 del parts.align
             check_runs(config.arch, parts, scale, key)
+        if config.test_size is not None:
+            self.keep_for(config.test_size)
 
     def forward(self, *views: Tensor) -> Tensor | MultiScaleOutput:
         """One view in evaluation gives logits (n, classes); otherwise a `MultiScaleOutput`.
@@ -152,6 +156,27 @@ class MultiScaleNet(nn.Module):
             head=_of_scale(self.head, i),
         )
         return nn.Sequential(parts)
+
+    def keep_for(self, size: int) -> None:
+        """Become the network for images of `size` alone, to be fitted to it after training (FixRes;
+        SAN's ideal inference).
+
+        Of everything that is private the part of the scale nearest to it is kept, and made its
+        own; generated kernels (san) become constants, by the encoding of `size`. Raises
+        `UserError`.
+        """
+        network = ideal_network(self, size, interpolate=False)
+        parts = dict(network.named_children())
+        check_runs(self.config.arch, network, size, "size")
+        self.config = replace(self.config, test_size=size, routing="nearest", ensemble=False)
+        self.entry_scales = self.config.entries
+        self.subnets = nn.ModuleList([parts["subnet"]])
+        self.align = nn.ModuleList([parts.get("align", nn.Identity())])
+        self.deep, self.head = nn.ModuleList([parts["deep"]]), nn.ModuleList([parts["head"]])
+        self.ensemble = None
+        self.grids = [grid_of(nn.Sequential(self.subnets[0], self.align[0]), size)]
+        self._generated.clear()
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> MultiScaleNet:
         """Training or evaluation; generated kernels take no memory while it trains."""

@@ -91,6 +91,8 @@ def facts(measured: Tested) -> list[tuple[str, str]]:
     ]
     if "train_images" in metrics:
         found.insert(4, ("Trained on", f"{metrics['train_images']:,} images"))
+    if "calibrated" in metrics:
+        found.append(("Calibrated from", str(metrics["calibrated"])))
     if "train_seconds" in metrics:
         found.append(("Training took", duration(metrics["train_seconds"])))
     return found
