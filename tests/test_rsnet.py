@@ -42,17 +42,22 @@ def test_shared_batch_norm_leaves_nothing_private():
     assert count_params(model) == count_params(plain)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "alexnet"])
-def test_a_network_at_its_own_size_plus_batch_norms(arch):
+@pytest.mark.parametrize(("arch", "norm"), [("resnet18", None), ("alexnet", "shared")])
+def test_a_network_at_its_own_size_plus_batch_norms(arch, norm):
     """Strides and kernels are the plain network's, and so are its costs."""
     sides = (96, 128)
     plain = find_family(arch).build_blank(arch, 10)
     channels = sum(m.num_features for m in norms_of(plain))
     params, macs = count_params(plain), {s: count_macs(plain, s) for s in sides}
     with torch.device("meta"):
-        model = MultiScaleNet(NetConfig(arch, 10, sides, "rsnet"), plain)
+        model = MultiScaleNet(NetConfig(arch, 10, sides, "rsnet", norm=norm), plain)
     assert count_params(model) == params + 2 * channels
     assert {s: count_macs(model.at_scale(i), s) for i, s in enumerate(sides)} == macs
+
+
+def test_without_batch_norm_nothing_would_be_private():
+    with pytest.raises(UserError, match="vgg11 has no batch norm to make private; norm shared"):
+        build_net(NetConfig("vgg11", 10, (64, 96), "rsnet"))
 
 
 def test_it_starts_as_the_plain_network_at_every_scale():

@@ -103,7 +103,8 @@ class MetaConv2d(nn.Conv2d):
 
     def constant(self) -> nn.Parameter:
         """The generated kernel as a parameter that needs no gradient: in evaluation the same one
-        until the learner has changed."""
+        until the learner has changed. What is written through `.data` in evaluation mode is not
+        seen, for torch counts no version there; `train()` and back makes a new one."""
         given = list(self.learner.parameters())
         # fastai's optimizers step past a parameter's version: in training nothing is kept
         now = [(p.data_ptr(), p.device, 0 if p.is_inference() else p._version) for p in given]

@@ -54,10 +54,13 @@ class MultiScaleNet(nn.Module):
         self.entry_scales = scales = method.entries(config.scales)
         check_runs(config.arch, nn.Sequential(*cut[:3]), scales[-1])
         norm = str(config.norm)
-        has_norm = has_batch_norm(nn.Sequential(cut.deep, cut.head))
-        if norm == "per_scale" and not has_norm and not method.switched:
+        shared = cut[:3] if method.switched else (cut.deep, cut.head)
+        has_norm = has_batch_norm(nn.Sequential(*shared))
+        if norm == "per_scale" and not has_norm and not method.generated:
+            where = "" if method.switched else " in its deep layers"
             raise UserError(
-                f"norm: {config.arch} has no batch norm in its deep layers to make private"
+                f"norm: {config.arch} has no batch norm{where} to make private; norm shared leaves "
+                f"{config.method} without"
             )
         body: list[nn.Module] = [cut.shallow, cut.deep]
         if method.generated:
