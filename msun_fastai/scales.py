@@ -23,6 +23,7 @@ SCALE_SETS = {
     "S5": (32, 80, 128, 176, 224),
 }
 SHOWN = 10  # numbers that an error repeats
+LONGEST = 80  # characters of a text that an error repeats
 LARGEST_SCALE = 4096  # a batch of one such image takes gigabytes already
 # of the bins in which native sizes are counted, each up to its edge
 EDGES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)
@@ -121,8 +122,8 @@ def thresholds(scales: tuple[int, ...], rule: str) -> tuple[float, ...]:
     learnt = tuple(parse_numbers("routing", given))
     if len(learnt) != len(scales) - 1:
         raise UserError(
-            f"routing: {rule}: number of thresholds {len(learnt)}, of scales {len(scales)}; "
-            f"{len(scales) - 1} would fit"
+            f"routing: {_short(rule)}: number of thresholds {len(learnt)}, of scales "
+            f"{len(scales)}; {len(scales) - 1} would fit"
         )
     return learnt
 
@@ -140,8 +141,13 @@ def check_routing(rule: str) -> str:
         )
     learnt = parse_numbers("routing", given)
     if any(t < 0 for t in learnt) or any(a > b for a, b in pairwise(learnt)):
-        raise UserError(f"routing: {rule}: thresholds are sizes in pixels, ascending")
+        raise UserError(f"routing: {_short(rule)}: thresholds are sizes in pixels, ascending")
     return rule
+
+
+def _short(text: str) -> str:
+    """As much of `text` as an error repeats."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def described(rule: str, scales: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from msun_fastai.errors import UserError
 from msun_fastai.learner import save_learner
-from msun_fastai.models.saving import CONFIG_FILE, WEIGHTS_FILE, load_model_folder
+from msun_fastai.models.saving import CONFIG_FILE, KEYS, WEIGHTS_FILE, load_model_folder
 from msun_fastai.predict import Predictor
 
 
@@ -32,7 +32,7 @@ def test_the_folder_holds_json_and_safetensors_alone(saved_run):
     folder = saved_run / "model"
     assert sorted(f.name for f in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
     config = json.loads((folder / CONFIG_FILE).read_text())
-    assert set(config) == {"format", "msun_fastai", "model", "classes", "preprocessing"}
+    assert set(config) == {*KEYS}
     assert config["preprocessing"]["resize"] == "squish"
     assert config["model"]["routing"] == "nearest"
 

@@ -19,6 +19,8 @@ from msun_fastai.scales import (
     thresholds,
 )
 
+MOST_SCALES = 64  # each may have a network of its own
+
 
 @dataclass(frozen=True)
 class NetConfig:
@@ -51,6 +53,8 @@ class NetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
+        if len(self.scales) > MOST_SCALES:
+            raise UserError(f"scales: {len(self.scales)}; {MOST_SCALES} at most")
         method, family = find_method(self.method), find_family(self.arch)
         if self.alignment is None:
             object.__setattr__(self, "alignment", method.alignment)

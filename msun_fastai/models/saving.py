@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from msun_fastai import __version__
 from msun_fastai.data.resize import RESIZE_RULES
 from msun_fastai.errors import UserError
 from msun_fastai.files import replacing, write_json
+from msun_fastai.models.checked import check_weights, digest, read_json
 from msun_fastai.models.families import find_family
 from msun_fastai.models.net import MultiScaleNet, NetConfig
 from msun_fastai.models.weights import IMAGENET_STATS
 from msun_fastai.scales import check_choice
 
-FORMAT = 2
+FORMAT = 3
+KEYS = ("format", "msun_fastai", "model", "classes", "preprocessing", "sha256")
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 ROUTING_FILE = "routing.json"  # how calibrated thresholds were found
 
@@ -44,7 +46,8 @@ class SavedModel:
 def save_model_folder(folder: Path | str, saved: SavedModel) -> Path:
     """Write `saved` to `folder` as `model.safetensors` and `config.json`; returns the folder.
 
-    The configuration comes last, so that a folder that has one is whole.
+    The configuration comes last, so that a folder that has one is whole; it holds the SHA-256 of
+    the weights.
     """
     from safetensors.torch import save_file
 
@@ -62,6 +65,7 @@ def save_model_folder(folder: Path | str, saved: SavedModel) -> Path:
             "model": saved.model.config.as_dict(),
             "classes": saved.classes,
             "preprocessing": asdict(saved.preprocessing),
+            "sha256": digest(path / WEIGHTS_FILE),
         },
     )
     return path
@@ -71,8 +75,7 @@ def set_routing(run: Path | str, rule: str, found: dict[str, Any] | None = None)
     """Give the saved model in `run` another routing rule; returns its folder. found: how the rule
     was, to be kept beside it. Raises `UserError` for a rule that does not fit its scales."""
     file = find_model_folder(run) / CONFIG_FILE
-    config, _, _ = _read_config(file)
-    data = json.loads(file.read_text(encoding="utf-8"))
+    config, data = _read_config(file).config, read_json(file)
     data["model"] = replace(config, routing=rule).as_dict()
     how = file.parent / ROUTING_FILE
     how.unlink(missing_ok=True)  # it is of the rule before
@@ -93,24 +96,25 @@ def find_model_folder(run: Path | str) -> Path:
 
 
 def load_model_folder(run: Path | str, device: str | torch.device = "cpu") -> SavedModel:
-    """The model of a run folder or model folder, in evaluation mode. Raises `UserError`."""
-    from safetensors import SafetensorError
+    """The model of a run folder or model folder, in evaluation mode.
+
+    Its files are checked before anything is built from them, see `models.checked`; no code in them
+    is run. Raises `UserError`.
+    """
     from safetensors.torch import load_file
 
     folder = find_model_folder(run)
-    config, classes, preprocessing = _read_config(folder / CONFIG_FILE)
-    model = MultiScaleNet(config, find_family(config.arch).build(config.arch, config.n_classes))
     file = folder / WEIGHTS_FILE
+    found = _read_config(folder / CONFIG_FILE)
+    config = found.config
+    check_weights(file, config, found.checksum)
+    model = MultiScaleNet(config, find_family(config.arch).build(config.arch, config.n_classes))
     try:
         load_shared(model, load_file(file))
-    except FileNotFoundError:
-        raise UserError(f"model {file}: no such file") from None
-    except (SafetensorError, RuntimeError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         first = str(error).strip().splitlines()[-1].strip()
-        raise UserError(
-            f"model {file}: does not hold the weights of {config.arch} ({first})"
-        ) from error
-    return SavedModel(model.to(device).eval(), classes, preprocessing)
+        raise UserError(f"model {file}: cannot be loaded ({first})") from error
+    return SavedModel(model.to(device).eval(), found.classes, found.preprocessing)
 
 
 def load_shared(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -122,30 +126,47 @@ def load_shared(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     model.load_state_dict({**state, **whole})
 
 
-def _read_config(file: Path) -> tuple[NetConfig, list[str], Preprocessing]:
+@dataclass(frozen=True)
+class _Config:
+    """What `config.json` says; checksum: the SHA-256 of the weights, whatever type it has there."""
+
+    config: NetConfig
+    classes: list[str]
+    preprocessing: Preprocessing
+    checksum: object
+
+
+def _read_config(file: Path) -> _Config:
+    data = read_json(file)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise UserError(f"{file}: format {data['format']!r}; this version reads {FORMAT}")
-        config = NetConfig(**_known(NetConfig, data["model"], file))
-        preprocessing = Preprocessing(**_known(Preprocessing, data["preprocessing"], file))
-        classes = list(data["classes"])
-        if len(preprocessing.mean) != 3 or len(preprocessing.std) != 3:
-            raise ValueError("mean and std have one value per channel")
-        torch.tensor([preprocessing.mean, preprocessing.std])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _refuse_unknown(KEYS, data, file)
+        _refuse_unknown((f.name for f in fields(NetConfig)), data["model"], file)
+        _refuse_unknown((f.name for f in fields(Preprocessing)), data["preprocessing"], file)
+        config = NetConfig(**data["model"])
+        preprocessing = Preprocessing(**data["preprocessing"])
+        classes, checksum = list(data["classes"]), data["sha256"]
+        _check_numbers(preprocessing)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file}: not a model's configuration ({type(error).__name__}: {error})"
         ) from error
     if len(classes) != config.n_classes or not all(isinstance(c, str) for c in classes):
         raise UserError(f"{file}: {len(classes)} class names for {config.n_classes} classes")
     check_choice("resize", preprocessing.resize, RESIZE_RULES)
-    return config, classes, preprocessing
+    return _Config(config, classes, preprocessing, checksum)
 
 
-def _known(kind: type, values: dict[str, Any], file: Path) -> dict[str, Any]:
-    names = {f.name for f in fields(kind)}
-    unknown = sorted(set(values) - names)
+def _check_numbers(preprocessing: Preprocessing) -> None:
+    if len(preprocessing.mean) != 3 or len(preprocessing.std) != 3:
+        raise ValueError("mean and std have one value per channel")
+    stats = torch.tensor([preprocessing.mean, preprocessing.std])
+    if not stats.isfinite().all() or not (stats[1] > 0).all():
+        raise ValueError("mean and std are finite numbers, and std is above 0")
+
+
+def _refuse_unknown(known: Iterable[str], values: dict[str, Any], file: Path) -> None:
+    unknown = sorted(set(values) - set(known))
     if unknown:
         raise UserError(f"{file}: unknown key {unknown[0]!r}; a newer version wrote it")
-    return values
