@@ -23,7 +23,7 @@ from msun_fastai.processes import is_main, process_rank
 from msun_fastai.recipe import VERBS, DataSection, ModelSection, Recipe
 from msun_fastai.runfolder import is_unfinished
 from msun_fastai.scales import VIEWS, check_choice, check_scales
-from msun_fastai.schedules import OPTIMIZERS, SCHEDULES
+from msun_fastai.schedules import OPTIMIZERS, SCHEDULES, WITH_WARMUP, check_milestones
 from msun_fastai.training import KEEPS, check_log
 
 
@@ -57,11 +57,12 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
             "pretrain: starts from random weights; set model.pretrained = false (--no-pretrained), "
             "or finetune"
         )
-    if options.schedule == "cosine" and options.warmup >= options.epochs:
+    if options.schedule in WITH_WARMUP and options.warmup >= options.epochs:
         raise UserError(
             f"train.warmup: {options.warmup:g} epochs of warm-up in a training of "
             f"{options.epochs}; give --set train.warmup={options.epochs / 10:g} or the like"
         )
+    check_milestones(options.schedule, options.milestones, options.warmup, options.epochs)
     check_precision(options.precision, pick_device(options.device))
     if process_rank()[1] > 1 and ":" in (options.device or ""):
         raise UserError(

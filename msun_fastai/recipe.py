@@ -94,8 +94,10 @@ class TrainSection(Section):
     """How the network is trained.
 
     schedule: `one_cycle`, fastai's (from pretrained weights its `fine_tune`: one epoch on the head
-    alone, then `epochs` on everything), or `cosine`, the paper's: everything for `epochs`, of which
-    `warmup` rise to the highest rate `lr`. optimizer: `adam`, or `sgd` with `momentum`.
+    alone, then `epochs` on everything), or one that trains everything for `epochs`, of which
+    `warmup` rise to the highest rate `lr`: `cosine`, the paper's, or `step`, which divides the rate
+    by ten at each of the `milestones`, in epochs. lowest: the share of `lr` at which the warm-up
+    starts and the cosine ends. optimizer: `adam`, or `sgd` with `momentum`.
 
     precision: `full`, `bf16` or `fp16`. channels_last: the memory layout; by default where mixed
     precision is used on CUDA. compile: through `torch.compile`. ema: decay of a running average of
@@ -113,6 +115,8 @@ class TrainSection(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     schedule: str = "one_cycle"
     warmup: float = Field(5.0, ge=0)
+    lowest: float = Field(0.01, ge=0, lt=1)
+    milestones: list[float] = []
     views: str = "all"
     seed: int = Field(42, ge=0)
     device: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from msun_fastai.recipe import DataSection, Recipe
+from msun_fastai.schedules import milestones_within
 
 DATASET = "shapes"  # drawn by the code: no files, sides of 16 to 256 pixels
 IMAGES = 16  # in each part
@@ -21,6 +22,7 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
     optimizer, schedule, a probe's protocol. Its figures mean nothing.
     """
     limit = min(recipe.data.limit or IMAGES, IMAGES)
+    train = recipe.train
     values = {
         **{f"data.{key}": value for key, value in DataSection().model_dump().items()},
         "data.dataset": DATASET,
@@ -35,9 +37,10 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
         "model.weights": None,
         "model.start": None,
         "train.epochs": EPOCHS,
-        "train.warmup": min(recipe.train.warmup, WARMUP),
+        "train.warmup": min(train.warmup, WARMUP),
+        "train.milestones": milestones_within(train.milestones, train.epochs, EPOCHS),
         "train.bs": BS,
-        "train.lr": min(recipe.train.lr, LR),
+        "train.lr": min(train.lr, LR),
         "train.precision": "full",
         "train.compile": False,
         "train.patience": None,

@@ -31,7 +31,7 @@ from msun_fastai.models.saving import load_model_folder, save_model_folder
 from msun_fastai.processes import barrier, gathered, is_main, world
 from msun_fastai.recipe import Recipe, TrainSection
 from msun_fastai.scales import check_choice
-from msun_fastai.schedules import warmup_cosine
+from msun_fastai.schedules import WITH_WARMUP, warmup_cosine, warmup_step
 from msun_fastai.stopping import StopRequest
 
 KEEPS = ("last", "best")
@@ -43,25 +43,34 @@ Fit = Callable[[list[Callback]], None]
 def fits(recipe: Recipe, learn: Learner) -> list[Fit]:
     """What is trained, one fit after another; each takes the callbacks that it is watched by.
 
-    `cosine`, and a linear probe, is one fit of everything that is trained. `one_cycle` is fastai's
-    `fine_tune` where the network starts from trained weights, else its `fit_one_cycle`.
+    `cosine` or `step`, and a linear probe, is one fit of everything that is trained. `one_cycle` is
+    fastai's `fine_tune` where the network starts from trained weights, else its `fit_one_cycle`.
     """
     train, model = recipe.train, recipe.model
     started = model.pretrained or model.weights is not None or model.start is not None
-    if recipe.verb == "linear-probe" or train.schedule == "cosine":
-        return [partial(_cosine if train.schedule == "cosine" else _one_cycle, learn, recipe)]
-    if not started:
+    if train.schedule in WITH_WARMUP:
+        return [partial(_scheduled, learn, recipe)]
+    if recipe.verb == "linear-probe" or not started:
         return [partial(_one_cycle, learn, recipe)]
     return [partial(_head, learn, train), partial(_everything, learn, train)]
 
 
-def _cosine(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
+def _scheduled(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
     train = recipe.train
     if recipe.verb != "linear-probe":
         learn.unfreeze()
-    rate = partial(warmup_cosine, warmup=train.warmup / train.epochs)
+    rate = rate_over(train)
     scheduler = ParamScheduler({"lr": lambda position: train.lr * rate(position)})
     learn.fit(train.epochs, train.lr, cbs=[scheduler, *cbs])
+
+
+def rate_over(train: TrainSection) -> Callable[[float], float]:
+    """The share of the highest rate over training, from 0 to 1, by a schedule with a warm-up."""
+    warmup = train.warmup / train.epochs
+    if train.schedule == "cosine":
+        return partial(warmup_cosine, warmup=warmup, lowest=train.lowest)
+    milestones = [epoch / train.epochs for epoch in train.milestones]
+    return partial(warmup_step, warmup=warmup, milestones=milestones, lowest=train.lowest)
 
 
 def _one_cycle(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:

@@ -31,7 +31,12 @@ KINDS = {
         "train.ema": 0.9,
         "train.clip": 1.0,
     },
-    "random sizes, dropout": {"model.method": "mst"},
+    "steps within an epoch and at its end, random sizes, dropout": {
+        "model.method": "mst",
+        "train.schedule": "step",
+        "train.warmup": 0.5,
+        "train.milestones": [0.8, 1.0],
+    },
     "two phases, random sizes": {
         "model.weights": "weights.safetensors",
         "train.epochs": 1,

@@ -28,8 +28,10 @@ def test_every_recipe_shrinks(name):
     for key in KEPT:
         assert getattr(small, key) == getattr(recipe, key)
     assert (model.arch, model.method) == (recipe.model.arch, recipe.model.method)
-    for key in ("schedule", "optimizer", "momentum", "wd", "views"):
+    for key in ("schedule", "lowest", "optimizer", "momentum", "wd", "views"):
         assert getattr(train, key) == getattr(recipe.train, key)
+    shares = [epoch / recipe.train.epochs for epoch in recipe.train.milestones]
+    assert [epoch / train.epochs for epoch in train.milestones] == pytest.approx(shares)
     assert smoke_recipe(small) == small
 
 

@@ -256,6 +256,7 @@ def chosen_recipe(verb: str, given: dict[str, Any]) -> Recipe:
     from msun_fastai.errors import UserError
     from msun_fastai.recipe import default_recipe, load_recipe, parse_assignment
     from msun_fastai.scales import parse_numbers, parse_scales
+    from msun_fastai.schedules import milestones_within
     from msun_fastai.smoke import smoke_recipe
 
     values = {key: given[name] for name, key in KEYS.items() if given.get(name) is not None}
@@ -282,6 +283,10 @@ def chosen_recipe(verb: str, given: dict[str, Any]) -> Recipe:
     if given["epochs"] is not None and "train.warmup" not in assigned and short < 1:
         # the warm-up is a part of the training, and becomes shorter with it
         chosen = chosen.with_values({"train.warmup": start.train.warmup * short}, verb)
+    if given["epochs"] is not None and "train.milestones" not in assigned:
+        ends = (start.train.epochs, chosen.train.epochs)
+        moved = milestones_within(start.train.milestones, *ends)
+        chosen = chosen.with_values({"train.milestones": moved}, verb)
     unused = [name for name in OF_TRAINING if given.get(name) is not None]
     if verb == "linear-probe" and chosen.probe.protocol == "cached" and unused:
         option = unused[0].replace("_", "-")
