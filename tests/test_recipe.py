@@ -1,6 +1,7 @@
-"""Recipes: shipped ones are valid, say what they differ in, and do what the paper did."""
+"""Recipes: shipped ones are valid, say what they differ in, and do what the papers did."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -29,12 +30,41 @@ TRANSFER = tuple(name for name in CATALOG if name != "imagenet")
 IMAGENET = {f"imagenet-{arch}-{method}": (arch, method) for arch in ARCHS for method in METHODS}
 STUDY = {f"study-{method}": method for method in METHODS}
 TRANSFERS = {f"{name}-{v}": (name, v) for name in TRANSFER for v in ("finetune", "linear-probe")}
+# the papers' other systems: their backbones by recipe, and the methods that are theirs
+SAN_ARCHS = ("resnet18", "resnet50", "mobilenet_v2")
+SAN_SCALES = [96, 128, 160, 192, 224]
+SAN = {
+    **{f"imagenet-{arch}-{m}": (arch, m) for arch in SAN_ARCHS for m in ("san", "rsnet")},
+    "imagenet-resnet18-san-384": ("resnet18", "san"),
+    "imagenet-resnet18-snet-sd": ("resnet18", "snet"),
+}
+CIFAR = ("cifar10", "cifar100")
+SAN_CIFAR = {f"{data}-resnet18-{m}": (data, m) for data in CIFAR for m in ("san", "rsnet")}
+SCALENET_IMAGENET = {
+    f"imagenet-{arch}-vanilla": arch
+    for arch in ("scalenet103_d25", "scalenet54_d4d5s5", "scalenet59_d4d5s6")
+}
+SCALENET_CIFAR = {
+    f"{data}-{arch}": (data, arch)
+    for data in CIFAR
+    for arch in ("scalenet32_d7", "scalenet44_d10", "scalenet98_d20s5")
+}
+OTHER_STUDY = {
+    "study-san": ("resnet18", "san", None),
+    "study-rsnet": ("resnet18", "rsnet", None),
+    "study-snet-sd": ("resnet18", "snet", "sd"),
+    "study-scalenet": ("scalenet28_d2d2s2_w48", "vanilla", None),
+}
+OTHERS = {*SAN, *SAN_CIFAR, *SCALENET_IMAGENET, *SCALENET_CIFAR, *OTHER_STUDY}
 SHARED = {"paper", "pretrain", "finetune", "linear-probe", "study"}
+SHARED |= {"san", "san-mobilenet_v2", "san-cifar", "scalenet", "scalenet-imagenet"}
+SHARED |= {"scalenet-cifar"}
+RESTING = 7  # shared files that rest on another
 
 
 def test_every_recipe_is_found():
-    assert (len(IMAGENET), len(TRANSFERS), len(STUDY)) == (12, 22, 3)
-    assert set(shipped_recipes()) == {*IMAGENET, *TRANSFERS, *STUDY, "demo"}
+    assert (len(IMAGENET), len(TRANSFERS), len(STUDY), len(OTHERS)) == (12, 22, 3, 25)
+    assert set(shipped_recipes()) == {*IMAGENET, *TRANSFERS, *STUDY, *OTHERS, "demo"}
     assert {file.stem for file in recipe_folder().glob("shared/*.toml")} == SHARED
     everything = {file for file in recipe_folder().rglob("*") if file.is_file()}
     assert len(everything) == len(shipped_recipes()) + len(SHARED)
@@ -83,7 +113,7 @@ def test_no_recipe_repeats_what_it_rests_on():
         again = {key for key, value in flat(raw).items() if key in below and below[key] == value}
         assert not again, f"{file}: {again}"
         resting += 1
-    assert resting == len(IMAGENET) + len(TRANSFERS) + len(STUDY) + 3
+    assert resting == len(IMAGENET) + len(TRANSFERS) + len(STUDY) + len(OTHERS) + RESTING
     assert all(file.read_text().startswith("# ") for file in files)
 
 
@@ -106,6 +136,63 @@ def test_the_papers_settings(name):
         assert (model.arch, model.method, recipe.probe.protocol) == ("resnet50", "msun", "cached")
 
 
+@pytest.mark.parametrize("name", [*SAN, *SAN_CIFAR])
+def test_the_settings_of_the_san_paper(name):
+    recipe = load_recipe(name)
+    train, data, model = recipe.train, recipe.data, recipe.model
+    lightweight = "mobilenet_v2" in name
+    expected = (150, 0.05, 4e-5) if lightweight else (120, 0.1, 1e-4)
+    assert (train.epochs, train.lr, train.wd) == expected
+    assert (train.optimizer, train.momentum, train.views) == ("sgd", 0.9, "all")
+    assert (train.schedule, train.warmup, train.lowest) == ("cosine", 0, 0)
+    assert (recipe.verb, data.augment, model.pretrained) == ("pretrain", "rrc", False)
+    assert processes(name) * train.bs == 256
+    if name in SAN:
+        assert (model.arch, model.method) == SAN[name]
+        assert (data.dataset, data.resize) == ("imagenet", "crop")
+        larger = [192, 224, 256, 320, 384]
+        assert model.scales == (larger if name.endswith("384") else SAN_SCALES)
+    else:
+        assert (data.dataset, model.method) == SAN_CIFAR[name]
+        assert (model.arch, model.scales, data.resize) == ("resnet18", [16, 24, 32], "squish")
+    assert recipe.consistency.kind == ("sd" if name.endswith("-sd") else None)
+
+
+@pytest.mark.parametrize("name", [*SCALENET_IMAGENET, *SCALENET_CIFAR])
+def test_the_settings_of_the_scalenet_paper(name):
+    recipe = load_recipe(name)
+    train, data, model = recipe.train, recipe.data, recipe.model
+    assert (train.optimizer, train.lr, train.momentum, train.wd) == ("sgd", 0.1, 0.9, 1e-4)
+    assert (train.schedule, train.warmup, recipe.verb) == ("step", 0, "pretrain")
+    assert (model.method, model.pretrained) == ("vanilla", False)
+    if name in SCALENET_IMAGENET:
+        assert (train.epochs, train.milestones) == (100, [30, 60, 90])
+        assert (data.dataset, data.augment, data.resize) == ("imagenet", "rrc", "crop")
+        assert (model.arch, model.scales) == (SCALENET_IMAGENET[name], [224])
+        assert (processes(name), train.bs) == (4, 64)
+    else:
+        assert (train.epochs, train.milestones) == (300, [240, 270])
+        assert (data.dataset, model.arch) == SCALENET_CIFAR[name]
+        assert (data.augment, data.carve, model.scales) == ("light", 0.1, [32])
+        assert (processes(name), train.bs) == (1, 128)
+
+
+def processes(name):
+    """How many of them the command in a recipe's header starts."""
+    words = read_header(shipped_recipes()[name].read_text())["command"].split()
+    return int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
+
+
+def test_parallel_networks_keep_their_strides():
+    """As the SAN paper has them: each network's grid is that of the plain one."""
+    from msun_fastai.models.net import NetConfig
+    from msun_fastai.models.weights import build_net
+
+    named = load_recipe("imagenet-resnet18-snet-sd").model
+    assert named.grids == [scale // 4 for scale in named.scales]
+    build_net(NetConfig("resnet18", 2, tuple(named.scales), "snet", grids=tuple(named.grids)))
+
+
 def test_the_study():
     for name, method in STUDY.items():
         recipe = load_recipe(name)
@@ -114,6 +201,12 @@ def test_the_study():
         assert (model.arch, model.method, model.scales) == ("resnet18", method, [16, 32, 64])
         assert (recipe.train.epochs, model.pretrained) == (8, False)
     assert load_recipe("study-msun").consistency.kind == "none"
+    for name, chosen in OTHER_STUDY.items():
+        recipe = load_recipe(name)
+        model = recipe.model
+        assert (model.arch, model.method, recipe.consistency.kind) == chosen
+        assert (recipe.data, recipe.train) == (data, load_recipe("study-msun").train)
+        assert (model.scales, model.pretrained) == ([16, 32, 64], False)
 
 
 # the native sides of each dataset's images, with the scale that they are resized to
@@ -159,6 +252,83 @@ def test_expected_figures_are_the_papers(real_data):
         table = tables["table3_transfer"][verb.replace("-", "_")]
         figure = table["resnet50"]["msun"][columns.index(dataset)]
         assert rows[name]["expected"] == f"{figure:.2f} %", name
+
+
+def figures(accuracies):
+    return " / ".join(f"{a:.2f}" for a in accuracies)
+
+
+def test_expected_figures_are_the_san_papers(real_data):
+    folder = real_data.parent / "paper"
+    tables = json.loads((folder / "tables.json").read_text())["san"]
+    expected = {row["name"]: row["expected"] for row in list_recipes()}
+    columns = [tables["test_sizes"].index(scale) for scale in SAN_SCALES]
+
+    def own(table):
+        """Each scale's accuracy by its own kernels and batch norm, the smallest first."""
+        return [row[column] for row, column in zip(reversed(table), columns)]
+
+    at = "% at 96 / 128 / 160 / 192 / 224"
+    for arch in ("resnet50", "mobilenet_v2"):
+        row = own(tables["table1"][arch]["san"])
+        assert expected[f"imagenet-{arch}-san"] == f"{figures(row)} {at}"
+    diagonal = tables["table1"]["resnet18"]["san_diagonal"]
+    sizes = sorted(diagonal, key=int)
+    assert sizes == ["96", "128", "192", "224"]  # 160 is missing
+    own_18 = f"{figures(diagonal[size] for size in sizes)} % at {' / '.join(sizes)}; "
+    assert expected["imagenet-resnet18-san"].startswith(own_18)
+    table4 = tables["table4_resnet18_private_convolutions_with_distillation"]
+    assert expected["imagenet-resnet18-snet-sd"] == f"{figures(own(table4))} {at}"
+    larger = table6((folder / "san.txt").read_text())
+    text = f"{figures(larger.values())} % at {' / '.join(map(str, larger))}"
+    assert expected["imagenet-resnet18-san-384"] == text
+    for name in SAN_CIFAR:
+        assert expected[name] == "none known"
+
+
+def table6(text):
+    """Of SAN's Table 6, which is not among the tables: accuracy by scale, at the scale itself."""
+    lines = text[text.index("Table 6. ") :].splitlines()
+    rows = [line.split("\t") for line in lines]
+    heads = [i for i, row in enumerate(rows) if "setminus" in row[0]]
+    sizes = rows[heads[1]][1:]
+    of_san = {row[0]: row[1:] for row in rows[heads[1] + 1 : heads[1] + 6]}
+    return {int(s): float(row[sizes.index(s)]) for s, row in reversed(of_san.items())}
+
+
+def test_expected_figures_are_the_rs_nets(real_data):
+    design = (real_data.parent / "DESIGN.md").read_text()
+    row = r"[\d.]+(?: / [\d.]+){4}"
+    at_five = re.search(rf"\| the same at 96/128/160/192/224 \| RS-Nets \| ({row}) \|", design)
+    mobile = re.search(rf"\| SAN; RS-Nets \| {row}; ({row}) \|", design)
+    expected = {row["name"]: row["expected"] for row in list_recipes()}
+    for arch, found in (("resnet50", at_five), ("mobilenet_v2", mobile)):
+        text = f"{found[1]} % at 96 / 128 / 160 / 192 / 224"
+        assert expected[f"imagenet-{arch}-rsnet"] == text
+    small = re.search(rf"RS-Net-like: [^|]*\| ({row}) \|", design)
+    assert f"{small[1]} % at 16 / 24 / 32 / 48 / 64" in expected["study-rsnet"]
+    assert "not at hand" in expected["imagenet-resnet18-rsnet"]
+
+
+def test_expected_figures_are_the_scalenet_papers(real_data):
+    tables = json.loads((real_data.parent / "paper" / "tables.json").read_text())["scalenet"]
+    expected = {row["name"]: row["expected"] for row in list_recipes()}
+    errors = {row[0].lower(): row[-1] for row in tables["table2_imagenet"]}
+    for name, arch in SCALENET_IMAGENET.items():
+        error = errors[arch.split("_")[1]]
+        text = f"{100 - error:.2f} % at 320 (an error of {error:.2f} %, on crops of 320 from 350)"
+        assert expected[name] == text
+    columns = tables["table1_columns"]
+    by_depth = {row[1]: dict(zip(columns, row)) for row in tables["table1_cifar_error"]}
+    stages = {row[0]: row[-1] for row in tables["table3_one_stage_cifar10"]}
+    by_depth[44] = {"cifar10_error": stages["ScaleNet44-D10"]}
+    for name, (data, arch) in SCALENET_CIFAR.items():
+        depth = int(re.match(r"scalenet(\d+)", arch)[1])
+        error = by_depth[depth].get(f"{data}_error")
+        if error is None:
+            assert expected[name].startswith("none: "), name
+        else:
+            assert expected[name] == f"{100 - error:.2f} % (an error of {error:.2f} %)"
 
 
 def test_round_trip(tmp_path):

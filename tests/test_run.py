@@ -312,6 +312,18 @@ def test_short_trainings_warm_up_shorter():
     assert chosen_recipe("pretrain", kept).train.warmup == 2
 
 
+def test_milestones_keep_their_share_of_a_training():
+    from msun_fastai.cli.training import KEYS, chosen_recipe
+
+    given = {**dict.fromkeys([*KEYS, "recipe", "assign"]), "smoke": False}
+    given["recipe"] = "cifar10-scalenet44_d10"
+    for epochs, milestones in ((None, [240, 270]), (30, [24, 27]), (600, [480, 540])):
+        train = chosen_recipe("pretrain", {**given, "epochs": epochs}).train
+        assert train.milestones == milestones
+    kept = {**given, "epochs": 30, "assign": ["train.milestones=[10]"]}
+    assert chosen_recipe("pretrain", kept).train.milestones == [10]
+
+
 def test_probe_of_random_weights_trains_the_classifier_alone(recipe_of):
     recipe = runs.resolved(recipe_of(verb="linear-probe", **{"probe.protocol": "sgd"}))
     learn = runs.make_learner(recipe, runs.load_source(recipe))
