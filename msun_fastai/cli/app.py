@@ -17,6 +17,7 @@ from msun_fastai.cli.flops import flops
 from msun_fastai.cli.linear_probe import linear_probe
 from msun_fastai.cli.predict import predict
 from msun_fastai.cli.pretrain import pretrain
+from msun_fastai.cli.push import push
 from msun_fastai.cli.recipes import recipes
 from msun_fastai.cli.report import report
 from msun_fastai.cli.routing import routing
@@ -56,6 +57,7 @@ app.command()(evaluate)
 app.command()(routing)
 app.command()(compare)
 app.command()(report)
+app.command()(push)
 app.add_typer(analyze)
 app.command()(flops)
 app.add_typer(recipes)
