@@ -118,12 +118,17 @@ def _check_baseline(recipe: Recipe) -> None:
 
 
 def baseline_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the baseline's own run: the same, but for what is its method's own.
+    """The recipe of the baseline's own run, see `method_recipe`."""
+    return method_recipe(recipe, str(recipe.baseline))
+
+
+def method_recipe(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of a run of the method `name`: the same, but for what is its method's own.
 
     Its consistency, alignment and norm are, whatever the recipe says of them, so that a run's
-    resolved recipe gives the same baseline again.
+    resolved recipe gives the same again. Nothing stands beside it. Raises `UserError`.
     """
-    method = find_method(str(recipe.baseline))
+    method = find_method(name)
     values: dict[str, Any] = {"model.method": method.name, "baseline": None}
     values |= {"consistency.kind": None, "model.alignment": None, "model.norm": None}
     if not method.private_shallow:
@@ -132,7 +137,7 @@ def baseline_recipe(recipe: Recipe) -> Recipe:
         values["model.meta_hidden"] = 0
     if len(method.entries(recipe.model.scales)) == 1:  # learnt thresholds do not fit it
         values["model.routing"] = "nearest"
-    return recipe.with_values(values, "baseline")
+    return recipe.with_values(values, name)
 
 
 def resolved(recipe: Recipe) -> Recipe:

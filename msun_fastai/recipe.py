@@ -31,11 +31,12 @@ class DataSection(Section):
     """Where the images are and what happens to them on the way in.
 
     *_column: of a CSV, the usual names where empty. valid_fraction: what is held out where nothing
-    else is. classes: the first so many classes alone. carve: the share of the training part that is
-    held out to choose on, whatever else there is. stream: read the dataset from shards as they
-    come, from a local copy in the hub's layout, or from the hub itself: there from `hub_id` at
-    `revision` if they are given. cache: GiB of decoded images kept in memory, see `NativeDL`.
-    on_bad_image: `skip` up to `max_bad` of the training images, or `stop`.
+    else is. seed: what draws the parts that the data do not have, and the images that `limit`
+    takes; the training's own by default. classes: the first so many classes alone. carve: the share
+    of the training part that is held out to choose on, whatever else there is. stream: read the
+    dataset from shards as they come, from a local copy in the hub's layout, or from the hub itself:
+    there from `hub_id` at `revision` if they are given. cache: GiB of decoded images kept in
+    memory, see `NativeDL`. on_bad_image: `skip` up to `max_bad` of the training images, or `stop`.
     """
 
     dataset: str | None = None
@@ -45,6 +46,7 @@ class DataSection(Section):
     label_column: str = ""
     split_column: str = ""
     valid_fraction: float = Field(0.2, gt=0, lt=1)
+    seed: int | None = Field(None, ge=0)
     classes: int | None = Field(None, ge=2)
     carve: float | None = Field(None, gt=0, lt=1)
     stream: bool = False

@@ -60,13 +60,22 @@ def unfinished_recipe(folder: Path) -> Recipe:
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """Raise `UserError` where the unfinished run in `folder` is one of another recipe."""
+    apart = other_value(folder, recipe)
+    if apart is not None:
+        raise UserError(
+            f"run folder {folder}: its unfinished run has {apart}; go on with --resume {folder}, "
+            "or name another folder"
+        )
+
+
+def other_value(folder: Path, recipe: Recipe) -> str | None:
+    """What the run in `folder` has otherwise than `recipe`, such as `train.lr = 0.1, not 0.2`; None
+    where it computes the same."""
     before, now = flat(load_recipe(str(folder / RECIPE))), flat(recipe)
     for key in sorted(before):
         if before[key] != now[key] and key not in FREE:
-            raise UserError(
-                f"run folder {folder}: its unfinished run has {key} = {before[key]!r}, not "
-                f"{now[key]!r}; go on with --resume {folder}, or name another folder"
-            )
+            return f"{key} = {before[key]!r}, not {now[key]!r}"
+    return None
 
 
 def check_same_processes(folder: Path, processes: int) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from types import FrameType
 
 from msun_fastai.errors import Stopped
@@ -43,7 +44,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise Stopped(number)
         if not request.signal:
             request.signal, request.at = number, now
-            if is_main() and os.getpid() == owner:  # the loader's processes inherit this
+            # the loader's processes inherit this; of side by side ones the parent speaks
+            if is_main() and os.getpid() == owner and parent_process() is None:
                 os.write(2, b"msun-fastai: stopping after this step\n")
 
     if threading.current_thread() is not threading.main_thread():

@@ -15,6 +15,7 @@ from msun_fastai.cli.evaluate import evaluate
 from msun_fastai.cli.finetune import finetune
 from msun_fastai.cli.flops import flops
 from msun_fastai.cli.linear_probe import linear_probe
+from msun_fastai.cli.methods import methods
 from msun_fastai.cli.predict import predict
 from msun_fastai.cli.pretrain import pretrain
 from msun_fastai.cli.push import push
@@ -51,6 +52,7 @@ def options(
 app.command()(pretrain)
 app.command()(finetune)
 app.command("linear-probe")(linear_probe)
+app.command()(methods)
 app.command()(calibrate)
 app.command()(predict)
 app.command()(evaluate)

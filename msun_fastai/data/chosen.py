@@ -11,7 +11,8 @@ from msun_fastai.recipe import DataSection, Recipe
 
 def load_source(recipe: Recipe) -> Source | StreamSource:
     """The recipe's data, limited as it says. Raises `UserError`."""
-    data, seed = recipe.data, recipe.train.seed
+    data = recipe.data
+    seed = recipe.train.seed if data.seed is None else data.seed
     if (data.dataset is None) == (data.path is None):
         raise UserError("name the data: either --dataset NAME or --data PATH")
     if data.stream:

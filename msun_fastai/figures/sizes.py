@@ -99,6 +99,26 @@ def draw_cost(rows: Sequence[Row]) -> Any:
     return figure
 
 
+def draw_means(rows: Sequence[Row]) -> Any:
+    """Mean accuracy against mean cost: a marker a row (`model`, `macs`, `accuracy`), a bar from its
+    `low` to its `high`."""
+    figure, axes = new_figure(WIDTH, 3.4)
+    most = max(r["macs"] for r in rows)
+    unit, named_unit = (1e9, "billions") if most >= 1e9 else (1e6, "millions")
+    for i, row in enumerate(rows):
+        style = {**line_style(i), "linestyle": ""}
+        up, ends = 100 * row["accuracy"], (100 * row["low"], 100 * row["high"])
+        bar = [[up - ends[0]], [ends[1] - up]]
+        across = row["macs"] / unit
+        axes.errorbar(across, up, bar, label=plain(row["model"]), capsize=3, **style)
+    axes.set(xlabel=f"multiply-accumulates of an image ({named_unit})", ylabel="accuracy (%)")
+    axes.set_xlim(0, 1.1 * most / unit)
+    axes.set_title("means over the sizes", fontsize=10)
+    axes.grid(alpha=0.3)
+    legend_above(figure, axes)
+    return figure
+
+
 def _write_sizes(
     axes: Any, points: Sequence[tuple[float, float, int]], room: tuple[float, float], left: bool
 ) -> None:
