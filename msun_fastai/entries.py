@@ -80,10 +80,8 @@ def entry_recipes(base: Recipe, entries: Sequence[Entry]) -> dict[str, Recipe]:
             check_choices(recipe, None)
         except UserError as error:
             raise UserError(f"{entry.name}: {error.message}") from None
-        same = [name for name, other in found.items() if resolved(other) == resolved(recipe)]
-        if entry.name in found or same:
-            raise UserError(
-                f"{entry.name}: is the same as {(same or [entry.name])[0]}; name it once"
-            )
+        for name, other in found.items():
+            if resolved(other) == resolved(recipe):
+                raise UserError(f"{entry.name}: is the same as {name}; leave one out")
         found[entry.name] = recipe
     return found

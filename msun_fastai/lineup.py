@@ -132,8 +132,9 @@ def train_lineup(lineup: Lineup, console: Console, jobs: int = 1) -> Standings:
     this process's threads. Raises what a run raises, with its entry and seed in front.
     """
     todo = [t for t in lineup.trainings if not t.finished or not _is_tested(t, lineup.sizes)]
-    done = len(lineup.trainings) - len(todo)
-    _say(console, f"{len(todo)} to train" + (f", {done} are there" if done else ""))
+    untrained, there = sum(not t.finished for t in todo), len(lineup.trainings) - len(todo)
+    counts = {"to train": untrained, "to test": len(todo) - untrained, "there": there}
+    _say(console, ", ".join(f"{n} {what}" for what, n in counts.items() if n))
     try:
         if jobs == 1:
             for training in todo:

@@ -82,4 +82,5 @@ def print_table(
 
 
 def _is_number(text: str) -> bool:
-    return text.removesuffix(" %").lstrip("+-").replace(".", "", 1).isdigit()
+    parts = text.removesuffix(" %").split(" ± ")
+    return all(part.lstrip("+-").replace(".", "", 1).isdigit() for part in parts)

@@ -107,10 +107,10 @@ def draw_means(rows: Sequence[Row]) -> Any:
     unit, named_unit = (1e9, "billions") if most >= 1e9 else (1e6, "millions")
     for i, row in enumerate(rows):
         style = {**line_style(i), "linestyle": ""}
-        up, ends = 100 * row["accuracy"], (100 * row["low"], 100 * row["high"])
-        bar = [[up - ends[0]], [ends[1] - up]]
-        across = row["macs"] / unit
-        axes.errorbar(across, up, bar, label=plain(row["model"]), capsize=3, **style)
+        across, up = row["macs"] / unit, 100 * row["accuracy"]
+        bar = [[up - 100 * row["low"]], [100 * row["high"] - up]]
+        axes.plot(across, up, label=plain(row["model"]), **style)
+        axes.errorbar(across, up, bar, capsize=4, ecolor=style["color"], fmt="none")
     axes.set(xlabel=f"multiply-accumulates of an image ({named_unit})", ylabel="accuracy (%)")
     axes.set_xlim(0, 1.1 * most / unit)
     axes.set_title("means over the sizes", fontsize=10)
