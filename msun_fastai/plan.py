@@ -145,8 +145,21 @@ def try_steps(ready: Prepared, side: int) -> tuple[float, float]:
 
     Measured on random images, a few on a CPU, and multiplied up to the batch.
     """
-    recipe, learn = ready.recipe, ready.learn
+    learn = ready.learn
     n = trial_size(learn)
+    with training_step(ready, side, n) as step:
+        with kept_for_backward(learn.model) as held:
+            step()
+        took = _timed(step, learn.dls.device)
+    factor = learn.dls.train.bs / n
+    return took * factor, held() * factor
+
+
+@contextmanager
+def training_step(ready: Prepared, side: int, n: int) -> Iterator[Callable[[], None]]:
+    """The step that the run trains by, to be called again and again: on one batch of `n` random
+    images of `side`, with its views, its terms, the way back and the optimizer's step."""
+    recipe, learn = ready.recipe, ready.learn
     device = learn.dls.device
     batch = (
         torch.randn(n, 3, side, side, device=device),
@@ -159,12 +172,8 @@ def try_steps(ready: Prepared, side: int) -> tuple[float, float]:
         learn.n_epoch, learn.n_iter, learn.dl = 1, 1, learn.dls.train
         for event in ("before_fit", "before_epoch", "before_train"):
             learn(event)
-        with kept_for_backward(learn.model) as held:
-            learn.one_batch(0, batch)
-        took = _timed(lambda: learn.one_batch(0, batch), device)
+        yield lambda: learn.one_batch(0, batch)
         learn("after_fit")
-    factor = learn.dls.train.bs / n
-    return took * factor, held() * factor
 
 
 def try_forward(ready: Prepared, side: int) -> tuple[float, float]:
