@@ -42,10 +42,10 @@ def inference(network: nn.Module, *views: torch.Tensor) -> Task:
     return task
 
 
-def training(network: nn.Module, *views: torch.Tensor) -> Task:
+def training(network: nn.Module, *views: torch.Tensor, classes: int = CLASSES) -> Task:
     """Forward, backward and an SGD step in training mode."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    labels = torch.randint(CLASSES, (len(views[0]),))
+    labels = torch.randint(classes, (len(views[0]),), device=views[0].device)
 
     def task() -> None:
         network.train()
@@ -58,11 +58,20 @@ def training(network: nn.Module, *views: torch.Tensor) -> Task:
     return task
 
 
-def seconds(task: Task) -> float:
-    """How long `task` takes."""
+def seconds(task: Task, times: int = 1) -> float:
+    """How long `task` takes, the mean of `times` times one after the other."""
+    wait()
     started = time.perf_counter()
-    task()
-    return time.perf_counter() - started
+    for _ in range(times):
+        task()
+    wait()
+    return (time.perf_counter() - started) / times
+
+
+def wait() -> None:
+    """Until the GPU has done what it was given, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def measure(arch: str, bs: int, rounds: int, method: str) -> list[dict[str, object]]:
@@ -113,6 +122,21 @@ def measure(arch: str, bs: int, rounds: int, method: str) -> list[dict[str, obje
     ]
 
 
+def write_rows(
+    file: Path, given: dict[str, object], rows: list[dict[str, object]], kept: bool
+) -> None:
+    """The figures, what they were asked for with, and where they were measured, as JSON."""
+    environment = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "freed memory kept": kept,
+    }
+    file.write_text(
+        json.dumps({**given, "environment": environment, "rows": rows}, indent=1) + "\n"
+    )
+
+
 def main() -> None:
     """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -139,14 +163,7 @@ def main() -> None:
     title = f"{args.arch}, batch of {args.bs}: over the plain network at the canonical scale"
     print_table(Console(), title, columns, shown)
     if args.out:
-        environment = {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "freed memory kept": kept,
-        }
-        result = {**vars(args), "out": None, "environment": environment, "rows": rows}
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_rows(args.out, {**vars(args), "out": None}, rows, kept)
 
 
 if __name__ == "__main__":
