@@ -95,6 +95,7 @@ def test_shares_that_are_not_equal_were_among_them(trained):
     assert any(x != 1 for x in a)
 
 
+@pytest.mark.slow
 def test_where_one_is_killed_the_other_ends_with_an_error(tmp_path):
     """Without `torchrun`, which would end it."""
     joined = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

@@ -194,7 +194,17 @@ def test_a_blurred_pool_is_a_pool():
     assert len(usual) == len(blurred) == 2
 
 
-@pytest.mark.parametrize("arch", ROWS)
+# seconds each on a CPU: the others show that the table works, these run in CI
+LARGE = {"alexnet", "convnext", "densenet", "efficientnet_v2", "googlenet", "inception_v3"}
+LARGE |= {"regnet", "timm_convnext", "vgg"}
+
+
+def by_time(row):
+    marks = [*row.marks, pytest.mark.slow] if row.id in LARGE else row.marks
+    return pytest.param(*row.values, id=row.id, marks=marks)
+
+
+@pytest.mark.parametrize("arch", map(by_time, ROWS))
 def test_every_family_does_the_main_job(arch, shapes, tmp_path):
     do_the_main_job(arch, shapes, tmp_path)
 

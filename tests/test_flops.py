@@ -51,6 +51,7 @@ def test_cost_is_that_of_the_network_that_trains():
     assert cost.saving == pytest.approx(1 - by_hand / cost.macs_per_subnet[64])
 
 
+@pytest.mark.slow
 def test_parameters_of_the_paper_to_the_printed_digit(lines):
     printed = {
         "resnet50 B0-S3": 25.6,
@@ -68,6 +69,7 @@ def test_parameters_of_the_paper_to_the_printed_digit(lines):
     assert round(lines["mobilenet_v2", "parameters, Vanilla (M)"].here, 1) == 3.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", list(ARCHS))
 def test_flops_of_the_paper(lines, arch):
     for subnet in (1, 3):
@@ -84,9 +86,9 @@ def test_sizes_of_the_paper():
     ("arch", "grids"),
     [
         ("resnet50", (16, 32, 56)),
-        ("densenet121", (8, 16, 28)),
+        pytest.param("densenet121", (8, 16, 28), marks=pytest.mark.slow),
         ("vgg16", (16, 32, 56)),
-        ("mobilenet_v2", (16, 32, 56)),
+        pytest.param("mobilenet_v2", (16, 32, 56), marks=pytest.mark.slow),
     ],
 )
 def test_native_alignment_saves_half_on_an_even_mix(arch, grids):

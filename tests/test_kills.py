@@ -91,7 +91,10 @@ def test_twenty_failed_writes(photos, tmp_path):
         assert not list((folder / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_signals_end_the_program(photos, tmp_path, number, code):
     words = command(photos, tmp_path / "run", **{"train.epochs": 500, "data.workers": 1})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -307,6 +307,7 @@ def test_whose_run_it_is(kill, monkeypatch, recipe_of, tmp_path):
         train(recipe_of(), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_baseline_goes_on_too(kill, monkeypatch, recipe_of, tmp_path):
     recipe = recipe_of(baseline="vanilla")
     train(recipe, tmp_path / "whole")

@@ -148,6 +148,7 @@ def test_bad_images_of_a_stream(tmp_path):
         levels(loaders(tmp_path, on_bad_image="stop").train)
 
 
+@pytest.mark.slow
 def test_finetune_on_a_stream(run, root, tmp_path):
     words = ("finetune", "--dataset", "grey", "--data-root", root, "--set", "data.stream=true")
     words += ("--arch", "thin_resnet10", "--no-pretrained", "--scales", "16,32", "--bs", "8")
@@ -233,6 +234,7 @@ def test_a_stream_and_a_mirror_hold_the_same(root):
     assert torch.equal(torch.tensor(len(stream.train)), torch.tensor(len(mirror.train)))
 
 
+@pytest.mark.slow
 def test_a_bad_image_counts_once_however_often_it_comes(run, tmp_path):
     shards(tmp_path / "grey", "train", bad=[(7, "PNG of noise")], count=120)
     shards(tmp_path / "grey", "test", 30)
