@@ -22,6 +22,7 @@ from msun_fastai.cli.push import push
 from msun_fastai.cli.recipes import recipes
 from msun_fastai.cli.report import report
 from msun_fastai.cli.routing import routing
+from msun_fastai.cli.web import app as web_page
 
 app = typer.Typer(
     name="msun-fastai",
@@ -60,6 +61,7 @@ app.command()(routing)
 app.command()(compare)
 app.command()(report)
 app.command()(push)
+app.command("app")(web_page)
 app.add_typer(analyze)
 app.command()(flops)
 app.add_typer(recipes)
