@@ -9,11 +9,13 @@ from typing import Any
 
 import fastai.callback.schedule
 import fastai.vision.learner  # noqa: F401  registers how images, results and top losses are shown
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorImage
 from fastcore.foundation import L
 from torch import nn
@@ -25,8 +27,9 @@ from msun_fastai.callbacks.consistency import (
     ScaleInvariance,
 )
 from msun_fastai.callbacks.views import MultiScaleViews, ScaleAccuracy, TermLogger
-from msun_fastai.data.loaders import with_scales
+from msun_fastai.data.loaders import NativeImageDataLoaders, with_scales
 from msun_fastai.data.native_dl import NativeDL
+from msun_fastai.data.samples import Sample, Source
 from msun_fastai.errors import UserError
 from msun_fastai.models import timm_names
 from msun_fastai.models.heads import classifiers, with_classes
@@ -232,6 +235,28 @@ def probe_groups(model: MultiScaleNet) -> list[list[nn.Parameter]]:
     last = [p for layer in classifiers(model) for p in layer.parameters()]
     inside = {id(p) for p in last}
     return [[p for p in model.parameters() if id(p) not in inside], last]
+
+
+def prediction_learner(saved: SavedModel) -> Learner:
+    """A Learner that answers as the saved model does, for `learn.predict` and `learn.export`.
+
+    It needs no data: its loaders hold a grey square of each class, which `learn.export` leaves out.
+    It has none of the callbacks that train several scales; `msun_learner(dls, start=...)` has.
+    """
+    model, rule = saved.model, saved.preprocessing.resize
+    square = np.full((8, 8, 3), 128, np.uint8)
+    squares = [Sample(square, label) for label in saved.classes]
+    dls = NativeImageDataLoaders.from_source(
+        Source("saved model", squares, squares, saved.classes),
+        scales=model.entry_scales,
+        routing=model.config.routing,
+        resize=rule,
+        bs=1,
+        num_workers=0,
+        device=next(model.parameters()).device,
+    )
+    add_normalization(dls, saved.preprocessing.mean, saved.preprocessing.std)
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), splitter=param_groups)
 
 
 def saved_model(learn: Learner) -> SavedModel:

@@ -10,7 +10,7 @@ import msun_fastai
 PACKAGE = Path(msun_fastai.__file__).parent
 # from the ground up; a module may import those of lower floors, and of its own floor where allowed
 FLOORS = [
-    ("errors", "__init__"),
+    ("errors", "__init__", "elsewhere"),
     ("scales", "files", "memory"),
     ("views", "losses", "recipe", "devices", "processes", "schedules", "checkpoints", "plots"),
     ("smoke", "recipe_list", "stopping"),
@@ -22,7 +22,7 @@ FLOORS = [
     ("features", "sized", "bootstrap", "calibration"),
     ("answers",),
     ("learner", "evaluate", "probe", "runfolder", "paper"),
-    ("analysis", "routed", "labelled", "training", "compare", "fits"),
+    ("analysis", "routed", "labelled", "training", "compare", "fits", "export"),
     ("measure", "figures", "choices", "routing", "card", "explain"),
     ("report", "interpret", "entries", "hub", "webapp"),
     ("all", "run"),
@@ -69,6 +69,7 @@ FASTAI_FREE = (
     "webapp",
     "flops",
     "paper",
+    "export",
 )
 
 

@@ -12,6 +12,7 @@ from msun_fastai.cli.calibrate import calibrate
 from msun_fastai.cli.compare import compare
 from msun_fastai.cli.datasets import datasets
 from msun_fastai.cli.evaluate import evaluate
+from msun_fastai.cli.export import export
 from msun_fastai.cli.finetune import finetune
 from msun_fastai.cli.flops import flops
 from msun_fastai.cli.linear_probe import linear_probe
@@ -60,6 +61,7 @@ app.command()(evaluate)
 app.command()(routing)
 app.command()(compare)
 app.command()(report)
+app.command()(export)
 app.command()(push)
 app.command("app")(web_page)
 app.add_typer(analyze)
