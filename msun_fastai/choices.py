@@ -100,6 +100,9 @@ def calibration_recipe(parent: str, values: dict[str, Any]) -> Recipe:
     with what `values` say by their dotted keys. Raises `UserError`."""
     own = run_recipe(parent)
     data = DataSection() if own is None else own.data
+    if own is not None and data.seed is None:
+        # in other parts some images that the parent learnt from would be measured
+        data = data.model_copy(update={"seed": own.train.seed})
     recipe = Recipe(verb="calibrate", data=data, model=ModelSection(start=parent))
     if "data.dataset" in values or "data.path" in values:  # they replace its own
         recipe = recipe.with_values({"data.dataset": None, "data.path": None}, "calibrate")

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from msun_fastai import fits
 from msun_fastai.choices import calibration_recipe, check_choices
+from msun_fastai.data.chosen import load_source
 from msun_fastai.data.samples import Sample, Source
 from msun_fastai.errors import UserError
 from msun_fastai.evaluate import sweep
@@ -309,6 +310,18 @@ def test_a_model_folder_without_a_run_needs_data_and_the_same_classes(tmp_path):
     fits.check_parent(made, classes)
     with pytest.raises(UserError, match="fine-tune for these"):
         fits.check_parent(made, classes[::-1])
+
+
+@pytest.mark.parametrize(("own", "drawn"), [({}, 7), ({"data.seed": 3}, 3)])
+def test_the_parts_are_those_that_the_parent_had(tmp_path, own, drawn):
+    values = {"data.dataset": "shapes", "data.limit": 24, "train.seed": 7, **own}
+    parent = Recipe().with_values(values, "test")
+    (tmp_path / "recipe.toml").write_text(parent.to_toml())
+    made = calibration_recipe(str(tmp_path), {"calibration.size": 24, "train.seed": 5})
+    assert (made.data.seed, made.train.seed) == (drawn, 5)
+    before, now = load_source(parent), load_source(made)
+    assert [s.image for s in now.train] == [s.image for s in before.train]
+    assert [s.image for s in now.valid] == [s.image for s in before.valid]
 
 
 def test_too_small_a_size():
