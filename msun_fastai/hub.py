@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 from torch import nn
 
 from msun_fastai.card import PICTURE, model_card, plain_card
@@ -105,7 +105,7 @@ def _hub_errors(name: str) -> Iterator[None]:
     """What the hub answers, as errors of one line."""
     try:
         yield
-    except (HFValidationError, OfflineModeIsEnabled, HfHubHTTPError, OSError, ValueError) as error:
+    except (HFValidationError, OfflineModeIsEnabled, HTTPError, OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         # its messages come with the address and advice for its own command
         told = next((line.strip() for line in lines if re.search(r"\w", line)), lines[0])

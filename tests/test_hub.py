@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import yaml
 from conftest import SMALL
 from hub_stub import TOKEN, serving
+from huggingface_hub import HfApi, constants
 from rich.console import Console
 
+from msun_fastai import hub
 from msun_fastai.card import plain_card, public
 from msun_fastai.errors import UserError
 from msun_fastai.hub import MSUN, write_repository
@@ -62,7 +65,7 @@ def trained(tmp_path_factory, photos):
 @pytest.mark.slow
 def test_pushed_and_fetched_again(trained, photos, tmp_path):
     image = sorted(photos.rglob("*.png"))[0]
-    with serving() as (hub, address):
+    with serving() as (served, address):
         env = {
             **os.environ,
             "HF_ENDPOINT": address,
@@ -76,7 +79,7 @@ def test_pushed_and_fetched_again(trained, photos, tmp_path):
         done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["push"][0] == 0
-    files = hub.files("you/cars")
+    files = served.files("you/cars")
     assert set(files) == {"README.md", "accuracy.png", "config.json", "model.safetensors"}
     for name in ("config.json", "model.safetensors"):
         assert files[name] == (trained / "model" / name).read_bytes()
@@ -143,6 +146,15 @@ def test_save_pretrained_and_from_pretrained(saved_run, tmp_path):
     (tmp_path / "saved" / "config.json").write_text("[" * 10_000)
     with pytest.raises(UserError, match="not JSON that can be read"):
         MSUN.from_pretrained(tmp_path / "saved")
+
+
+def test_a_hub_that_cannot_be_reached(saved_run, run, monkeypatch):
+    nobody = "http://127.0.0.1:9"  # the port of a service that throws everything away
+    monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint=nobody))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    code, _, err = run("push", saved_run, "you/x")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("msun-fastai: hub you/x: ")
 
 
 def test_push_can_be_looked_at_first(saved_run, tmp_path, run):
