@@ -16,7 +16,8 @@ from msun_fastai.runfolder import FINISHED, RECIPE
 PICTURE = "accuracy.png"  # of a run's report
 TAGS = ("image-classification", "fastai", "multi-scale", "msun")
 # where things lie on the machine that trained: nobody else's business
-LOCAL = ("data.root", "data.path", "model.start", "model.weights", "train.device")
+LOCAL = ("data.root", "train.device")
+NAMES = ("data.path", "model.start", "model.weights")  # of these the last part is told
 NAMED = 20  # classes that a card names
 INTENDED = (
     "Classification of images like those that it was trained on, into the classes above, at any "
@@ -65,14 +66,14 @@ def plain_card(saved: SavedModel, name: str, license: str | None = None) -> str:
 
 
 def public(recipe: Recipe) -> Recipe:
-    """`recipe` without what says where things lie on the machine; of the data their name."""
+    """`recipe` without what says where things lie on the machine: of the data, and of the network
+    that it started from, their name alone."""
     values: dict[str, Any] = {}
-    for key in LOCAL:
+    for key in (*LOCAL, *NAMES):
         section, field = key.split(".")
-        if getattr(getattr(recipe, section), field) is not None:
-            values[key] = None
-    if recipe.data.path is not None and recipe.data.dataset is None:
-        values["data.path"] = Path(recipe.data.path).name
+        value = getattr(getattr(recipe, section), field)
+        if value is not None:
+            values[key] = Path(value).name if key in NAMES else None
     return recipe.with_values(values, "card")
 
 

@@ -122,7 +122,11 @@ def test_no_place_of_the_machine_is_public():
         "data.path": "/home/me/x",
         "train.device": "cuda:3",
     }
-    assert "/home" not in public(Recipe().with_values(values, "test")).to_toml()
+    told = public(Recipe().with_values(values, "test"))
+    assert "/home" not in told.to_toml()
+    assert (told.data.root, told.train.device, told.data.path) == (None, None, "x")
+    # without these it would be one of a training from random weights
+    assert (told.model.start, told.model.weights) == ("a", "w.pt")
 
 
 def test_a_folder_without_a_run_has_a_plain_card(saved_run, tmp_path):
