@@ -23,6 +23,10 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
     """
     limit = min(recipe.data.limit or IMAGES, IMAGES)
     train = recipe.train
+    milestones = milestones_within(train.milestones, train.epochs, EPOCHS)
+    warmup = min(train.warmup, WARMUP)
+    if milestones:  # the first of which it has to stay below
+        warmup = min(warmup, train.warmup * EPOCHS / train.epochs)
     values = {
         **{f"data.{key}": value for key, value in DataSection().model_dump().items()},
         "data.dataset": DATASET,
@@ -37,8 +41,8 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
         "model.weights": None,
         "model.start": None,
         "train.epochs": EPOCHS,
-        "train.warmup": min(train.warmup, WARMUP),
-        "train.milestones": milestones_within(train.milestones, train.epochs, EPOCHS),
+        "train.warmup": warmup,
+        "train.milestones": milestones,
         "train.bs": BS,
         "train.lr": min(train.lr, LR),
         "train.precision": "full",

@@ -35,6 +35,15 @@ def test_every_recipe_shrinks(name):
     assert smoke_recipe(small) == small
 
 
+def test_a_warm_up_stays_below_the_first_milestone():
+    from msun_fastai.choices import check_choices
+
+    values = {"train.schedule": "step", "train.epochs": 100, "train.warmup": 5.0}
+    small = smoke_recipe(Recipe().with_values({**values, "train.milestones": [10]}, "test"))
+    assert (small.train.warmup, small.train.milestones) == (0.1, [0.2])
+    check_choices(small, None)
+
+
 @pytest.mark.parametrize("arch", ["resnet50", "densenet121", "vgg16", "mobilenet_v2"])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_networks_are_built_at_the_small_scales(arch, count):
