@@ -62,9 +62,10 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """Raise `UserError` where the unfinished run in `folder` is one of another recipe."""
     apart = other_value(folder, recipe)
     if apart is not None:
+        # a calibration has no steps to go on with, and its verb no such option
+        way = "" if recipe.verb == "calibrate" else f"go on with --resume {folder}, or "
         raise UserError(
-            f"run folder {folder}: its unfinished run has {apart}; go on with --resume {folder}, "
-            "or name another folder"
+            f"run folder {folder}: its unfinished run has {apart}; {way}name another folder"
         )
 
 

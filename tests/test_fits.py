@@ -296,6 +296,15 @@ def test_errors_are_one_line(parent, tmp_path, run, words, wrong):
     assert not (tmp_path / "r").exists()
 
 
+def test_another_unfinished_calibration_is_not_to_be_resumed(parent, tmp_path, run):
+    stopped = calibration_recipe(str(parent), {"calibration.size": 24})
+    (tmp_path / "recipe.toml").write_text(stopped.to_toml())
+    words = ("--size", 20, "--workers", 0, "--device", "cpu", "--run-dir", tmp_path)
+    code, _, err = run("calibrate", "--model", parent, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "its unfinished run has calibration.size = 24, not 20; name another folder" in err
+
+
 def test_a_size_is_for_calibrations_alone():
     with pytest.raises(UserError, match="finetune calibrates nothing"):
         check_choices(Recipe().with_values({"calibration.size": 32}, "test"), None)
