@@ -21,9 +21,9 @@ NAMES = ("data.path", "model.start", "model.weights")  # of these the last part 
 NAMED = 20  # classes that a card names
 INTENDED = (
     "Classification of images like those that it was trained on, into the classes above, at any "
-    "input size: each image is resized to the nearest of the scales. What it does on other kinds "
-    "of images was not measured, and nothing here says that its errors are spread evenly over "
-    "classes or groups of people. It answers with one of its classes whatever it is shown."
+    "input size: each image is resized to {where}. What it does on other kinds of images was not "
+    "measured, and nothing here says that its errors are spread evenly over classes or groups of "
+    "people. It answers with one of its classes whatever it is shown."
 )
 
 
@@ -44,7 +44,7 @@ def model_card(run: Path | str, saved: SavedModel, name: str, license: str | Non
             *_title(saved, name),
             *_data(metrics),
             *_accuracy(metrics, (folder / "report" / PICTURE).is_file()),
-            *_use(license),
+            *_use(saved, license),
             *_loading(name),
             "## Recipe",
             "",
@@ -61,7 +61,12 @@ def model_card(run: Path | str, saved: SavedModel, name: str, license: str | Non
 
 def plain_card(saved: SavedModel, name: str, license: str | None = None) -> str:
     """The card of a model about whose training nothing is known here."""
-    body = [*_head(saved, license, None), *_title(saved, name), *_use(license), *_loading(name)]
+    body = [
+        *_head(saved, license, None),
+        *_title(saved, name),
+        *_use(saved, license),
+        *_loading(name),
+    ]
     return "\n".join(body).rstrip() + "\n"
 
 
@@ -155,12 +160,16 @@ def _accuracy(metrics: dict[str, Any], picture: bool) -> list[str]:
     ]
 
 
-def _use(license: str | None) -> list[str]:
+def _use(saved: SavedModel, license: str | None) -> list[str]:
     told = license or (
         "not stated. The weights depend on the data that they were trained on, whose terms hold; "
         "the software is under Apache-2.0."
     )
-    return ["## Intended use", "", INTENDED, "", "## Licence", "", told, ""]
+    sides = saved.model.entry_scales
+    where = "the nearest of the scales" if len(sides) > 1 else f"{sides[0]} pixels"
+    if saved.model.config.routing != "nearest":
+        where = f"a scale by the rule {saved.model.config.routing}"
+    return ["## Intended use", "", INTENDED.format(where=where), "", "## Licence", "", told, ""]
 
 
 def _loading(name: str) -> list[str]:

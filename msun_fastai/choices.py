@@ -100,9 +100,6 @@ def calibration_recipe(parent: str, values: dict[str, Any]) -> Recipe:
     with what `values` say by their dotted keys. Raises `UserError`."""
     own = run_recipe(parent)
     data = DataSection() if own is None else own.data
-    if own is not None and data.seed is None:
-        # in other parts some images that the parent learnt from would be measured
-        data = data.model_copy(update={"seed": own.train.seed})
     recipe = Recipe(verb="calibrate", data=data, model=ModelSection(start=parent))
     if "data.dataset" in values or "data.path" in values:  # they replace its own
         recipe = recipe.with_values({"data.dataset": None, "data.path": None}, "calibrate")
@@ -143,6 +140,21 @@ def method_recipe(recipe: Recipe, name: str) -> Recipe:
     return recipe.with_values(values, name)
 
 
+def _seed_of_parts(recipe: Recipe, parent: Recipe | None) -> int | None:
+    """What draws the parts of the data: on its parent's own data the parent's seed, unless the
+    recipe has one. In other parts some images that the parent learnt from would be measured."""
+    if recipe.data.seed is not None or parent is None:
+        return recipe.data.seed
+    ours, theirs = recipe.data, parent.data
+    if ours.dataset != theirs.dataset or _place(ours.path) != _place(theirs.path):
+        return None
+    return parent.train.seed if theirs.seed is None else theirs.seed
+
+
+def _place(path: str | None) -> Path | None:
+    return None if path is None else Path(path).resolve()
+
+
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe with what it leaves open written out: its method's own choices, and the network
     and preprocessing of the trained model that it starts from."""
@@ -155,6 +167,7 @@ def resolved(recipe: Recipe) -> Recipe:
         values = {f"model.{key}": value for key, value in network.items()}
         values |= {"data.resize": saved.preprocessing.resize, "model.pretrained": False}
         values["model.start"] = str(Path(recipe.model.start).resolve())  # to go on from anywhere
+        values["data.seed"] = _seed_of_parts(recipe, run_recipe(recipe.model.start))
         recipe = recipe.with_values(values, "recipe")
     model, method = recipe.model, find_method(recipe.model.method)
     named = recipe.consistency.kind

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from msun_fastai import fits
-from msun_fastai.choices import calibration_recipe, check_choices
+from msun_fastai.choices import calibration_recipe, check_choices, resolved
 from msun_fastai.data.chosen import load_source
 from msun_fastai.data.samples import Sample, Source
 from msun_fastai.errors import UserError
@@ -326,11 +326,19 @@ def test_the_parts_are_those_that_the_parent_had(tmp_path, own, drawn):
     values = {"data.dataset": "shapes", "data.limit": 24, "train.seed": 7, **own}
     parent = Recipe().with_values(values, "test")
     (tmp_path / "recipe.toml").write_text(parent.to_toml())
+    save_model_folder(tmp_path / "model", saved_net(small_net()))
     made = calibration_recipe(str(tmp_path), {"calibration.size": 24, "train.seed": 5})
+    made = resolved(made)
     assert (made.data.seed, made.train.seed) == (drawn, 5)
     before, now = load_source(parent), load_source(made)
     assert [s.image for s in now.train] == [s.image for s in before.train]
     assert [s.image for s in now.valid] == [s.image for s in before.valid]
+    for verb in ("finetune", "linear-probe"):
+        again = Recipe().with_values({**values, "verb": verb, "train.seed": 5}, "test")
+        again = again.with_values({"model.start": str(tmp_path)}, "test")
+        assert resolved(again).data.seed == drawn
+        other = again.with_values({"data.dataset": "digits", "data.seed": None}, "test")
+        assert resolved(other).data.seed is None
 
 
 def test_too_small_a_size():
