@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from msun_fastai.callbacks.step import PRECISIONS, check_precision
 from msun_fastai.data.bad import ON_BAD_IMAGE
 from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
-from msun_fastai.devices import pick_device
+from msun_fastai.devices import PRECISIONS, check_precision, pick_device
 from msun_fastai.errors import UserError
 from msun_fastai.fits import CALIBRATED
 from msun_fastai.labelled import run_recipe

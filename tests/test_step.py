@@ -10,8 +10,9 @@ from torch import nn
 
 from msun_fastai.callbacks.average import WeightAverage
 from msun_fastai.callbacks.best import BestModel, EarlyStop
-from msun_fastai.callbacks.step import TrainingStep, check_precision
+from msun_fastai.callbacks.step import TrainingStep
 from msun_fastai.data.loaders import NativeImageDataLoaders
+from msun_fastai.devices import check_precision
 from msun_fastai.errors import TrainingError, UserError
 from msun_fastai.learner import Consistency
 

@@ -13,22 +13,11 @@ from fastai.learner import CancelBackwardException, CancelStepException
 from torch import Tensor
 from torch.amp import GradScaler, autocast
 
-from msun_fastai.errors import TrainingError, UserError
+from msun_fastai.devices import DTYPES, PRECISIONS, check_precision, out_of_memory
+from msun_fastai.errors import TrainingError
 from msun_fastai.scales import check_choice
 
-PRECISIONS = ("full", "bf16", "fp16")
-DTYPES = {"full": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADVICE = "try a lower --lr"
-
-
-def check_precision(precision: str, device: torch.device) -> str:
-    """`precision` where `device` has it, else a `UserError` that names what it has."""
-    check_choice("precision", precision, PRECISIONS)
-    if device.type == "cpu" and precision == "fp16":
-        raise UserError("precision fp16: not on the CPU; it takes full and bf16")
-    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise UserError("precision bf16: not on this GPU; it takes full and fp16")
-    return precision
 
 
 class TrainingStep(MixedPrecision):
@@ -168,8 +157,3 @@ class TrainingStep(MixedPrecision):
             f"the loss is not finite any more: step {learn.train_iter + 1} (epoch "
             f"{learn.epoch + 1}, batch {learn.iter + 1}), {where}; {ADVICE}"
         )
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a tensor found no room: PyTorch's own error, or its CPU allocator's."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
