@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,28 @@ SPLIT_COLUMNS = ("split", "is_valid")
 
 
 def image_files(folder: Path) -> list[Path]:
+    """The image files below `folder`, see `walk_images`."""
+    return list(walk_images(folder))
+
+
+def walk_images(folder: Path) -> Iterator[Path]:
     """The image files below `folder`, at any depth, sorted; hidden ones left out.
 
     A name that looks like an image but leads nowhere, as a broken link, is among them: whoever
-    opens it is told.
+    opens it is told. Links to folders are not followed. The names of one folder at a time are held.
     """
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
-    return sorted(
-        p for p in found if not any(s.startswith(".") for s in p.relative_to(folder).parts)
-    )
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
+    except OSError:  # a folder that is not ours to read
+        return
+    for name, is_folder, is_link in found:
+        if name.startswith("."):
+            continue
+        if is_folder and not is_link:
+            yield from walk_images(folder / name)
+        elif not is_folder and Path(name).suffix.lower() in SUFFIXES:
+            yield folder / name
 
 
 def source_from_folder(
