@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,16 +18,21 @@ from msun_fastai.data.images import open_image
 from msun_fastai.data.resize import fitted
 from msun_fastai.devices import pick_device
 from msun_fastai.errors import ImageError
-from msun_fastai.models.saving import Preprocessing, SavedModel, load_model_folder
+from msun_fastai.inference import Inference, Options, normalize
+from msun_fastai.models.saving import SavedModel, load_model_folder
 
-CHUNK = 8  # batches decoded ahead, so that a chunk has enough images of each scale
+__all__ = ["Prediction", "Predictor", "normalize"]
+
+CHUNK = 4  # batches in a chunk, so that it has enough images of each scale
+MOST = 2048  # images in a chunk whatever the batches: at 224 pixels they take 300 MB
 
 
 @dataclass
 class Prediction:
     """The answer for one image: sizes in pixels, `scale` the subnet used, `top` the best classes.
 
-    An image that could not be read has an `error` and nothing else.
+    embedding: what the classifier saw of it, float32 (d,), where that was asked for. An image that
+    could not be read has an `error` and nothing else.
     """
 
     path: str
@@ -38,33 +44,37 @@ class Prediction:
     probability: float | None = None
     top: list[tuple[str, float]] = field(default_factory=list)
     error: str | None = None
+    embedding: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def as_row(self) -> dict[str, Any]:
-        """The fields by name, `top` as a list of label and probability."""
-        row = dict(self.__dict__)
+        """The fields by name but for the embedding, `top` as a list of label and probability."""
+        row = {name: value for name, value in vars(self).items() if name != "embedding"}
         row["top"] = [{"label": label, "probability": p} for label, p in self.top]
         return row
-
-
-def normalize(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 images (n, 3, h, w) as the network takes them: (x / 255 - mean) / std."""
-    mean, std = (
-        torch.tensor(v, device=batch.device)[:, None, None]
-        for v in (preprocessing.mean, preprocessing.std)
-    )
-    return (batch.float() / 255 - mean) / std
 
 
 class Predictor:
     """A saved model that answers for images of any size, each through its own subnet.
 
+    bs: images in a batch, or `auto`, see `Inference`; `options` say how the network is run.
+    workers: threads that decode.
+
     >>> predictor = Predictor.from_run("runs/cars")          # doctest: +SKIP
     >>> predictor.predict_one("photo.jpg").label             # doctest: +SKIP
     """
 
-    def __init__(self, saved: SavedModel, bs: int = 64, workers: int | None = None):
-        self.saved, self.bs = saved, bs
+    def __init__(
+        self,
+        saved: SavedModel,
+        bs: int | str = 64,
+        workers: int | None = None,
+        options: Options | None = None,
+        tell: Callable[[str], object] = bool,
+    ):
+        self.saved = saved
+        self.inference = Inference(saved, bs, options, tell)
         self.workers = workers or min(8, os.cpu_count() or 1)
+        self._chunk = 0  # images; found out when they are first asked for
 
     @classmethod
     def from_run(cls, run: Path | str, device: str | None = None, **options: Any) -> Predictor:
@@ -84,15 +94,49 @@ class Predictor:
         Reads ahead a bounded number of images and groups them by scale, so that every batch goes
         through one subnet.
         """
+        return chain.from_iterable(self.chunks(sources, top))
+
+    def chunks(self, sources: Iterable[Any], top: int = 5) -> Iterator[list[Prediction]]:
+        """`predict`, in the chunks in which images are read and grouped.
+
+        The next chunk is read and decoded, in threads, while the network works on one; `sources` is
+        asked in a thread of its own. A chunk's answers depend on nothing before it: from the start
+        of one, the same images get the same answers to the last bit.
+        """
         remaining = iter(sources)
-        with ThreadPoolExecutor(self.workers) as pool:
-            while chunk := list(islice(remaining, self.bs * CHUNK)):
-                decoded = list(pool.map(self._decode, chunk))
-                for scale in self.saved.model.entry_scales:
-                    group = [d for d in decoded if d[0].scale == scale]
-                    for at in range(0, len(group), self.bs):
-                        self._answer(group[at : at + self.bs], top)
-                yield from (prediction for prediction, _ in decoded)
+        reader = ThreadPoolExecutor(1)
+        pool = ThreadPoolExecutor(self.workers)
+
+        def read() -> list[tuple[Prediction, Tensor | None]]:
+            return list(pool.map(self._decode, islice(remaining, self.chunk)))
+
+        try:
+            following = reader.submit(read)
+            while decoded := following.result():
+                following = reader.submit(read)
+                answered = self._answered(decoded, top)
+                decoded.clear()  # of the pixels, for the time that whoever asks takes
+                yield answered
+        finally:  # whoever stops asking does not wait for what was read ahead
+            reader.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def chunk(self) -> int:
+        """How many images are read and grouped at a time."""
+        if not self._chunk:
+            largest = max(self.inference.size(s) for s in self.saved.model.entry_scales)
+            self._chunk = max(largest, min(largest * CHUNK, MOST))
+        return self._chunk
+
+    def state_dict(self) -> dict[str, Any]:
+        """What another process has to know to make the same chunks and batches."""
+        return {"chunk": self.chunk, **self.inference.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._chunk = int(state["chunk"])
+        self.inference.load_state_dict(state)
 
     def _decode(self, source: Any) -> tuple[Prediction, Tensor | None]:
         prediction = Prediction(str(source) if isinstance(source, (str, Path)) else "")
@@ -107,14 +151,23 @@ class Predictor:
         prediction.native_size, prediction.scale = image.native_size, scale
         return prediction, pixels
 
-    @torch.no_grad()
-    def _answer(self, group: list[tuple[Prediction, Any]], top: int) -> None:
-        device = next(self.saved.model.parameters()).device
-        batch = torch.stack([pixels for _, pixels in group]).to(device)
-        logits = self.saved.model(normalize(batch, self.saved.preprocessing))
-        best = logits.float().softmax(1).topk(min(top, logits.shape[1]))
-        for (prediction, _), values, codes in zip(
-            group, best.values.tolist(), best.indices.tolist()
-        ):
-            prediction.top = [(self.saved.classes[c], v) for c, v in zip(codes, values)]
+    def _answered(
+        self, decoded: list[tuple[Prediction, Tensor | None]], top: int
+    ) -> list[Prediction]:
+        """The predictions of a chunk with the network's answers in them."""
+        for scale in self.saved.model.entry_scales:
+            group = [(p, x) for p, x in decoded if x is not None and p.scale == scale]
+            if group:
+                pixels = torch.stack([x for _, x in group])
+                self._answer([p for p, _ in group], pixels, top)
+        return [prediction for prediction, _ in decoded]
+
+    def _answer(self, predictions: list[Prediction], pixels: Tensor, top: int) -> None:
+        probabilities, embeddings = self.inference(pixels)
+        best = probabilities.topk(min(top, probabilities.shape[1]))
+        values, codes = best.values.tolist(), best.indices.tolist()
+        for i, prediction in enumerate(predictions):
+            prediction.top = [(self.saved.classes[c], v) for c, v in zip(codes[i], values[i])]
             prediction.label, prediction.probability = prediction.top[0]
+            if embeddings is not None:
+                prediction.embedding = embeddings[i].numpy()

@@ -64,7 +64,10 @@ def test_version(run):
         (["finetune", "--recipe", "demo", "--device", "tpu9"], "not to be used here"),
         (["predict", "x.png"], "--model"),
         (["predict", "x.png", "--model", "absent"], "no such folder"),
-        (["predict", "x.png", "--model", "absent", "--out", "x.xls"], ".csv or .json"),
+        (
+            ["predict", "x.png", "--model", "absent", "--out", "x.xls"],
+            ".csv, .json, .jsonl or .parquet",
+        ),
         (["predict", "*.nothing", "--model", "absent"], "matches no image file"),
     ],
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,26 @@ def write_result(value: Any, json_file: str | None) -> None:
         from msun_fastai.files import write_json
 
         write_json(Path(json_file), value)
+
+
+@contextmanager
+def json_rows(json_file: str | None) -> Iterator[Callable[[Sequence[Any]], object]]:
+    """`write_result` for rows that come part by part: what takes a part of the array."""
+    from msun_fastai.files import replacing
+    from msun_fastai.rowfiles import json_array
+
+    if json_file is None:
+        yield len
+    elif json_file == STDOUT:
+        with json_array(sys.stdout.write) as add:
+            yield add
+    else:
+        with (
+            replacing(json_file) as temporary,
+            temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+            json_array(file.write) as add,
+        ):
+            yield add
 
 
 def say(console: Console, text: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -72,19 +73,26 @@ def refuse_fitted(saved: SavedModel, name: str = "this network") -> None:
         raise UserError(f"{name}: is calibrated for {size} pixels alone; start from its parent")
 
 
-@torch.no_grad()
-def penultimate(net: MultiScaleNet, view: Tensor, i: int) -> Tensor:
-    """What the classifier of the scale with index `i` sees of a view of that side: (n, d).
-
-    view: (n, 3, side, side), normalised. `net` is put in evaluation mode.
-    """
+@contextmanager
+def classifier_inputs(net: MultiScaleNet, i: int) -> Iterator[list[Tensor]]:
+    """A list to which each pass at the scale of index `i` adds what its classifier saw: (n, d)."""
     heads = classifiers(net)
     seen: list[Tensor] = []
     # a hook, for the layers before it are nested as each family nests them
     layer = heads[i] if len(heads) > 1 else heads[0]
     hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
-        net.eval().at_scale(i)(view)
+        yield seen
     finally:
         hook.remove()
+
+
+@torch.no_grad()
+def penultimate(net: MultiScaleNet, view: Tensor, i: int) -> Tensor:
+    """What the classifier of the scale with index `i` sees of a view of that side: (n, d).
+
+    view: (n, 3, side, side), normalised. `net` is put in evaluation mode.
+    """
+    with classifier_inputs(net, i) as seen:
+        net.eval().at_scale(i)(view)
     return seen[0]
