@@ -1,6 +1,7 @@
 """Predictions in files that grow: killed and resumed, a run gives what one in one go gives."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -224,3 +226,38 @@ def test_five_kills(saved_run, tmp_path, table):
     assert not progress_file(cut).exists()
     assert not parts.exists()
     shutil.rmtree(folder)
+
+
+def test_the_command_line_reads_a_list_and_writes_both(
+    run, images, saved_run, tmp_path, monkeypatch
+):
+    table, array = tmp_path / "x.parquet", tmp_path / "e.npy"
+    listed = b"\0".join(os.fsencode(p) for p in images)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(listed)))
+    words = ("predict", "-", "-0", "--model", saved_run, "--device", "cpu", "--bs", 4)
+    code, out, _ = run(*words, "--out", table, "--embeddings", array, "--tta", "--workers", 1)
+    assert code == 1
+    assert "30 images, " in out
+    assert "subnets 16: 35.7 %, 32: 32.1 %, 64: 32.1 %" in out
+    assert "2 of 30 images could not be read" in out
+    assert pq.read_table(table)["path"].to_pylist() == [str(p) for p in images]
+    assert len(np.load(array)) == 30
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.npy", "x.parquet"]
+
+
+def test_errors_of_the_command_line(run, images, saved_run, tmp_path):
+    progress_file(tmp_path / "cut.csv").write_text("{}")
+    for words, says in (
+        (("--bs", "few"), "--bs few"),
+        (("--bs", "0"), "from 1, or auto"),
+        (("--embeddings", tmp_path / "e.csv"), ".npy or .parquet"),
+        (("--resume",), "--resume: goes on with --out"),
+        (("--resume", "--out", tmp_path / "x.csv", "--json", "-"), "not with --json"),
+        (("--out", tmp_path / "cut.csv"), "--resume goes on with it, or remove"),
+        (("--precision", "fp16"), "precision"),
+        (("--compile", "--embeddings", tmp_path / "e.npy"), "not with embeddings"),
+    ):
+        code, _, err = run("predict", images[0], "--model", saved_run, *words)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert says in err
+    assert [p.name for p in tmp_path.iterdir()] == ["cut.csv.progress.json"]
