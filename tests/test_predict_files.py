@@ -251,6 +251,7 @@ def test_errors_of_the_command_line(run, images, saved_run, tmp_path):
         (("--bs", "few"), "--bs few"),
         (("--bs", "0"), "from 1, or auto"),
         (("--embeddings", tmp_path / "e.csv"), ".npy or .parquet"),
+        (("--out", "x.parquet", "--embeddings", "x.parquet"), "a file each"),
         (("--resume",), "--resume: goes on with --out"),
         (("--resume", "--out", tmp_path / "x.csv", "--json", "-"), "not with --json"),
         (("--out", tmp_path / "cut.csv"), "--resume goes on with it, or remove"),

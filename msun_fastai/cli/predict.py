@@ -60,7 +60,7 @@ def predict(
 
     The exit code is 1 if any image could not be read.
     """
-    from msun_fastai.cli.output import check_output, json_rows, make_console
+    from msun_fastai.cli.output import check_output, json_rows, make_console, say
     from msun_fastai.cli.tally import Tally
     from msun_fastai.data.inputs import iter_paths
     from msun_fastai.errors import UserError
@@ -71,6 +71,8 @@ def predict(
         check_ending(option, file, endings)
         check_output(option, file)
     check_output("--json", json_file)
+    if out is not None and out == embeddings:
+        raise UserError(f"--embeddings {embeddings}: is --out, too; give them a file each")
     if resume and (json_file is not None or out is embeddings is None):
         raise UserError("--resume: goes on with --out or --embeddings, and not with --json")
     if not resume:
@@ -87,7 +89,11 @@ def predict(
     console = make_console(json_file)
     options = Options(tta, precision, compiled, embeddings is not None)
     predictor = Predictor.from_run(
-        model, device, bs=batch, workers=workers, options=options, tell=console.print
+        *(model, device),
+        bs=batch,
+        workers=workers,
+        options=options,
+        tell=lambda line: say(console, line),
     )
     about = {"--model": checksum(model), "--top": top, "--bs": bs, "--tta": tta}
     about |= {"--precision": precision, "--compile": compiled}
