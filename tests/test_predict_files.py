@@ -113,7 +113,7 @@ def damage(left):
         (left / "00000002.parquet").write_bytes(b"PAR1 half")
     else:
         with left.open("ab") as file:
-            file.write(b'"half a row')
+            file.write(b'"half a row' * 10_000)
 
 
 def test_columns_are_those_of_a_prediction():
