@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import random
 import statistics
@@ -54,6 +53,18 @@ from msun_fastai.scales import DEFAULT_SCALES, parse_scales
 CLASSES = [f"class {i}" for i in range(100)]
 AROUND = 0.1  # how far a native size may be from its scale, as a share of it
 QUALITY = 90  # of the JPEG files
+# the command line, and then its peak in kB. Not by `getrusage`: that counts what the process which
+# started it held
+WATCHED = """
+import re, sys
+from pathlib import Path
+from msun_fastai.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    status = Path("/proc/self/status").read_text()
+    print(re.search(r"VmHWM:\\s*(\\d+)", status)[1], file=sys.stderr)
+"""
 
 
 def write_copies(name: str, root: Path, folder: Path, n: int) -> list[Path]:
@@ -101,11 +112,10 @@ def peak_memory(model: Path, files: list[Path], folder: Path, n: int, bs: int) -
         (links / f"{i:06d}.jpg").symlink_to(file)
     out = folder / f"{n}.csv"
     words = ["predict", str(links), "--model", str(model), "--out", str(out), "--bs", str(bs)]
-    run = subprocess.Popen([sys.executable, "-m", "msun_fastai", *words], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(run.pid, 0)
-    if status:
-        raise RuntimeError(f"predict ended with {status}")
-    return usage.ru_maxrss / 1024
+    run = subprocess.run([sys.executable, "-c", WATCHED, *words], capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"predict: {run.stderr}")
+    return int(run.stderr.split()[-1]) / 1024
 
 
 def measure(args: argparse.Namespace, files: list[Path], folder: Path) -> dict[str, Any]:

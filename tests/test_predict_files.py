@@ -110,7 +110,8 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(open_files, images, tmp_pat
 def damage(left):
     """What a kill in the middle of a write leaves behind the last whole part."""
     if left.is_dir():
-        (left / "00000002.parquet").write_bytes(b"PAR1 half")
+        for name in ("00000002.parquet", "00000007.parquet"):
+            (left / name).write_bytes(b"PAR1 half")
     else:
         with left.open("ab") as file:
             file.write(b'"half a row' * 10_000)
