@@ -31,7 +31,8 @@ from msun_fastai.runfolder import is_unfinished, new_run_folder
 from msun_fastai.scales import view_scales
 from msun_fastai.training import HEAD_EPOCHS, fits
 
-TRIAL = 4  # images in the steps that are timed on a CPU
+TRIAL = 4  # images in the steps that are timed on a CPU,
+TRIAL_SIDE = 224  # of this side; of smaller ones as many pixels
 TIMED = 2  # steps, after one that warms up
 FORWARD_AND_BACKWARD = 3  # multiples of the forward pass that a step of training costs
 RATES = 100  # steps of a search for the learning rate
@@ -134,19 +135,24 @@ def memory(net: nn.Module, optimizer: str, activations: float, cached: bool) -> 
     return weights + (0 if cached else 1 + states) * trained + activations
 
 
-def trial_size(learn: Learner) -> int:
-    """Images in a step that is tried: the batch on an accelerator, a few of them on a CPU."""
-    bs = learn.dls.train.bs
-    return min(TRIAL, bs) if learn.dls.device.type == "cpu" else bs
+def trial_size(device: torch.device, bs: int, side: int) -> int:
+    """Images in a step that is tried: the batch on an accelerator, a part of it on a CPU.
+
+    What a step does to the weights costs the same whatever the batch is. With few small images it
+    would be most of the time, and multiplied up as if each image brought it.
+    """
+    if device.type != "cpu":
+        return bs
+    return min(bs, max(TRIAL, TRIAL * TRIAL_SIDE**2 // side**2))
 
 
 def try_steps(ready: Prepared, side: int) -> tuple[float, float]:
     """Seconds of a training step with a batch of `side`, and the bytes kept for its way back.
 
-    Measured on random images, a few on a CPU, and multiplied up to the batch.
+    Measured on random images, a part of the batch on a CPU, and multiplied up to it.
     """
     learn = ready.learn
-    n = trial_size(learn)
+    n = trial_size(learn.dls.device, learn.dls.train.bs, side)
     with training_step(ready, side, n) as step:
         with kept_for_backward(learn.model) as held:
             step()
@@ -179,7 +185,8 @@ def training_step(ready: Prepared, side: int, n: int) -> Iterator[Callable[[], N
 def try_forward(ready: Prepared, side: int) -> tuple[float, float]:
     """Seconds of a forward pass with a batch of `side`, and about the bytes it needs."""
     learn = ready.learn
-    n, device, net = trial_size(learn), learn.dls.device, learn.model.eval()
+    device, net = learn.dls.device, learn.model.eval()
+    n = trial_size(device, learn.dls.train.bs, side)
     x = torch.randn(n, 3, side, side, device=device)
     with torch.no_grad():
         net(x)

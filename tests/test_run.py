@@ -18,7 +18,7 @@ from msun_fastai.evaluate import sweep
 from msun_fastai.labelled import find_images
 from msun_fastai.models.heads import classifiers, without_classifiers
 from msun_fastai.models.saving import load_model_folder
-from msun_fastai.plan import plan
+from msun_fastai.plan import plan, trial_size
 from msun_fastai.recipe import load_recipe
 from msun_fastai.routed import routed_test
 
@@ -174,6 +174,14 @@ def test_dry_run_says_what_a_run_would_be(recipe_of, tmp_path, monkeypatch):
     native = plan(recipe_of(**{"train.views": "native"}), QUIET)
     assert set(native["batches"]) == {"16", "24", "32"}
     assert native["macs_per_step"]["16"] == 3 * 8 * macs["16"]
+
+
+def test_a_trial_has_as_many_pixels_of_small_images_as_of_large_ones():
+    cpu = torch.device("cpu")
+    sizes = {side: trial_size(cpu, 256, side) for side in (16, 32, 224, 448)}
+    assert sizes == {16: 256, 32: 196, 224: 4, 448: 4}  # the batch at most, 4 at least
+    assert trial_size(cpu, 2, 224) == 2
+    assert trial_size(torch.device("cuda"), 256, 224) == 256
 
 
 def test_dry_run_of_probes(pretrained, recipe_of):
