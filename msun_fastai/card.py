@@ -18,6 +18,7 @@ TAGS = ("image-classification", "fastai", "multi-scale", "msun")
 # where things lie on the machine that trained: nobody else's business
 LOCAL = ("data.root", "train.device")
 NAMES = ("data.path", "model.start", "model.weights")  # of these the last part is told
+FITTED = {"bn": "batch norms", "classifier+bn": "batch norms and classifier"}
 NAMED = 20  # classes that a card names
 INTENDED = (
     "Classification of images like those that it was trained on, into the classes above, at any "
@@ -42,7 +43,7 @@ def model_card(run: Path | str, saved: SavedModel, name: str, license: str | Non
         body = [
             *_head(saved, license, metrics),
             *_title(saved, name),
-            *_data(metrics),
+            *_data(metrics, recipe),
             *_accuracy(metrics, (folder / "report" / PICTURE).is_file()),
             *_use(saved, license),
             *_loading(name),
@@ -127,12 +128,16 @@ def _title(saved: SavedModel, name: str) -> list[str]:
     ]
 
 
-def _data(metrics: dict[str, Any]) -> list[str]:
+def _data(metrics: dict[str, Any], recipe: Recipe) -> list[str]:
     part = "test" if metrics["test_images"] else "validation"
+    done = "trained on"
+    if recipe.calibration.size is not None:  # the parent's own training is told in its card
+        done = f"a trained network, its {FITTED[recipe.calibration.what]} fitted (FixRes) to "
+        done += f"{recipe.calibration.size} pixels on"
     return [
         "## Data",
         "",
-        f"`{metrics['data']}`: trained on {metrics['train_images']:,} images; the figures are of "
+        f"`{metrics['data']}`: {done} {metrics['train_images']:,} images; the figures are of "
         f"{metrics['measured_images']:,} {part} images.",
         "",
     ]

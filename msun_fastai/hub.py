@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from msun_fastai.card import PICTURE, model_card, plain_card
@@ -115,6 +116,8 @@ def _hub_errors(name: str) -> Iterator[None]:
 def write_repository(run: Path | str, name: str, folder: Path, license: str | None = None) -> Path:
     """What `push` uploads for `run`, in `folder`: the model folder's two files, the card of the
     repository `name`, and the picture in it. Raises `UserError`."""
+    with _hub_errors(name):
+        validate_repo_id(name)
     model_folder = find_model_folder(run)
     saved = load_model_folder(model_folder)
     folder.mkdir(parents=True, exist_ok=True)

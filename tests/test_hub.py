@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants
 from rich.console import Console
 
 from msun_fastai import hub
-from msun_fastai.card import plain_card, public
+from msun_fastai.card import model_card, plain_card, public
 from msun_fastai.errors import UserError
 from msun_fastai.hub import MSUN, write_repository
 from msun_fastai.models.saving import load_model_folder
@@ -129,6 +129,24 @@ def test_no_place_of_the_machine_is_public():
     assert (told.model.start, told.model.weights) == ("a", "w.pt")
 
 
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("bn", "its batch norms fitted"), ("classifier+bn", "its batch norms and classifier fitted")],
+)
+def test_a_calibrated_network_was_not_trained_on_these_images(saved_run, tmp_path, what, told):
+    metrics = {
+        **{"data": "cars", "train_images": 74, "test_images": 0, "measured_images": 20},
+        **{"sizes": [48], "subnet": [48], "accuracy": [0.5], "macs": [10**6]},
+        **{"mean_accuracy": 0.5, "mean_macs": 10**6, "native_accuracy": 0.5},
+    }
+    values = {"verb": "calibrate", "calibration.size": 48, "calibration.what": what}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "recipe.toml").write_text(Recipe().with_values(values, "test").to_toml())
+    text = model_card(tmp_path, load_model_folder(saved_run), "you/cars")
+    assert f"a trained network, {told} (FixRes) to 48 pixels on 74 images" in text
+    assert "`cars`: trained on" not in text
+
+
 def test_a_folder_without_a_run_has_a_plain_card(saved_run, tmp_path):
     write_repository(saved_run, "you/x", tmp_path)
     text = (tmp_path / "README.md").read_text()
@@ -169,3 +187,11 @@ def test_push_can_be_looked_at_first(saved_run, tmp_path, run):
     code, _, err = run("push", saved_run, "you/x", "--out", tmp_path / "out")
     assert code == 2
     assert "exists and is not empty" in err
+
+
+def test_a_name_that_the_hub_refuses_is_refused_first(saved_run, tmp_path, run):
+    for name in ("you/my cars", "a/b/c"):
+        code, _, err = run("push", saved_run, name, "--out", tmp_path / "out")
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"msun-fastai: hub {name}: ")
+        assert not (tmp_path / "out").exists()
