@@ -162,13 +162,13 @@ def calibrate(
         lines += fitted.lines
         unreadable = unreadable or fitted.unreadable
     words = {
-        "parent": f"its parent, at scale {saved.model.route(size)},",
-        "kept": "unfitted",
-        "bn": "with statistics",
-        "classifier+bn": "with a classifier",
+        "parent": f"its parent, which brings them to {saved.model.route(size)}",
+        "kept": "run at the size itself",
+        "bn": "then with statistics of its own",
+        "classifier+bn": "then with a classifier of its own",
     }
-    shares = ", ".join(f"{words[step]} {100 * share:.1f} %" for step, share in found.items())
-    lines.append(f"accuracy at {size} pixels: {shares}")
+    lines.append(f"accuracy on images of {size} pixels:")
+    lines += [f"  {100 * share:.1f} % {words[step]}" for step, share in found.items()]
     about = {"parent": recipe.model.start, "size": size, "what": options.what, "accuracy": found}
     write_json(folder / "calibration.json", {**about, "unreadable": unreadable, "probe": report})
     return Fitted(ours, seconds, lines, unreadable)

@@ -250,7 +250,7 @@ def test_calibrate_from_the_command_line(parent, tmp_path, run):
     folder, words = tmp_path / "fitted", ("--size", 20, "--workers", 0, "--device", "cpu")
     code, out, err = run("calibrate", "--model", parent, *words, "--run-dir", folder)
     assert (code, err) == (0, "")
-    assert "accuracy at 20 pixels: its parent, at scale 16," in out
+    assert "% its parent, which brings them to 16\n" in out
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["calibrated"] == str(parent.resolve())
     assert (metrics["scales"], metrics["sizes"]) == ([20], [16, 20, 24, 28, 32])
