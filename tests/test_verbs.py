@@ -27,7 +27,8 @@ def test_every_verb_takes_every_method(trained, photos, tmp_path, run):
     def ask(verb, *words, model=folder):
         file = tmp_path / "out.json"
         named = (model,) if verb in ("report", "compare") else ("--model", model)
-        code, _, err = run(verb, *named, *words, "--device", "cpu", "--json", file)
+        device = () if verb == "export" else ("--device", "cpu")
+        code, _, err = run(verb, *named, *words, *device, "--json", file)
         assert (code, err) == (0, "")
         return json.loads(file.read_text())
 
@@ -53,5 +54,10 @@ def test_every_verb_takes_every_method(trained, photos, tmp_path, run):
         assert again["accuracy"] == [found["accuracy"][found["sizes"].index(20)]]
     predicted = ask("predict", photos, model=fitted)
     assert {row["scale"] for row in predicted} == {20}
+    for name, model in (("trained", folder), ("fitted", fitted)):
+        exported = ask("export", "--out", tmp_path / "onnx" / name, model=model)
+        scales = json.loads((tmp_path / "onnx" / name / "router.json").read_text())["scales"]
+        assert scales == (metrics["scales"] if name == "trained" else [20])
+        assert exported
     both = ask("compare", fitted, "--sizes", "16,32", model=folder)
     assert len(both["models"]) == 2
