@@ -31,7 +31,7 @@ def walk_images(folder: Path) -> Iterator[Path]:
     """
     try:
         with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
+            found = sorted((e.name, _is_folder(e), e.is_symlink()) for e in entries)
     except OSError:  # a folder that is not ours to read
         return
     for name, is_folder, is_link in found:
@@ -41,6 +41,13 @@ def walk_images(folder: Path) -> Iterator[Path]:
             yield from walk_images(folder / name)
         elif not is_folder and Path(name).suffix.lower() in SUFFIXES:
             yield folder / name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def source_from_folder(
