@@ -7,7 +7,6 @@ the example took would be built in, without an error; so routing stays outside, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from msun_fastai.data.resize import CROPPED, GREY, SPARE
 from msun_fastai.errors import UserError
 from msun_fastai.files import replacing, write_json, write_text
 from msun_fastai.flops import count_macs
+from msun_fastai.models.checked import digest
 from msun_fastai.models.folding import folded
 from msun_fastai.models.saving import SavedModel
 from msun_fastai.scales import check_choice, thresholds
@@ -200,7 +200,7 @@ def _write_networks(saved: SavedModel, folder: Path, kind: str) -> list[Exported
             difference = _difference(load(temporary), plain, scale, name)
         networks.append(
             ExportedNetwork(
-                scale, name, _sha256(folder / name), count_macs(plain, scale), difference
+                scale, name, digest(folder / name), count_macs(plain, scale), difference
             )
         )
     return networks
@@ -240,14 +240,6 @@ def _difference(run: Run, plain: nn.Module, side: int, name: str) -> float:
     if not difference <= TOLERANCE * float(expected.abs().max()):  # nor is it not a number
         raise RuntimeError(f"{name}: its logits differ from the model's by {difference:g}")
     return difference
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_learner(saved: SavedModel, file: Path) -> None:
