@@ -149,9 +149,8 @@ def calibrate(
         seconds = time.perf_counter() - started
         tested("bn", ours)
         lines.append(f"statistics of {images:,} training images at {size} pixels: {seconds:.1f} s")
-    elif options.what == "bn":
-        raise UserError("calibrate: this network has no batch norm; --what classifier+bn fits more")
     else:
+        _check_norms(ours, options.what)
         seconds = 0.0
         lines.append("it has no batch norm: the classifier alone is fitted")
     report: dict[str, Any] = {}
@@ -172,6 +171,11 @@ def calibrate(
     about = {"parent": recipe.model.start, "size": size, "what": options.what, "accuracy": found}
     write_json(folder / "calibration.json", {**about, "unreadable": unreadable, "probe": report})
     return Fitted(ours, seconds, lines, unreadable)
+
+
+def _check_norms(saved: SavedModel, what: str) -> None:
+    if what == "bn" and not has_batch_norm(saved.model):
+        raise UserError("calibrate: this network has no batch norm; --what classifier+bn fits more")
 
 
 def _size(recipe: Recipe) -> int:
@@ -210,12 +214,16 @@ def fit_statistics(
 
 
 def check_parent(recipe: Recipe, classes: Sequence[str]) -> None:
-    """Raise `UserError` where the data of a calibration have other classes than the network."""
+    """Raise `UserError` for a calibration that its parent cannot have: images of other classes, a
+    size at which it cannot run, nothing to fit. Before a run folder is made for it."""
     if recipe.verb != "calibrate":
         return
-    known = load_model_folder(str(recipe.model.start)).classes
+    saved = load_model_folder(str(recipe.model.start))
+    known = saved.classes
     if list(classes) != known:
         raise UserError(
             f"calibrate: the images have {len(classes)} classes, such as {classes[0]!r}, and not "
             f"the {len(known)} of {recipe.model.start}, such as {known[0]!r}; fine-tune for these"
         )
+    saved.model.keep_for(_size(recipe))
+    _check_norms(saved, recipe.calibration.what)

@@ -352,6 +352,19 @@ def test_too_small_a_size():
             big.keep_for(40)
 
 
+def test_what_its_parent_cannot_have_is_refused_before_anything_is_written(tmp_path):
+    torch.manual_seed(0)
+    net = build_net(NetConfig("vgg11", 10, (32,), "vanilla")).eval()
+    saved = saved_net(net)
+    save_model_folder(tmp_path, saved)
+    for size, says in ((16, "size: vgg11 cannot run at 16 pixels"), (32, "has no batch norm")):
+        made = calibration_recipe(str(tmp_path), {"calibration.size": size})
+        with pytest.raises(UserError, match=says):
+            fits.check_parent(made, saved.classes)
+    both = {"calibration.size": 32, "calibration.what": "classifier+bn"}
+    fits.check_parent(calibration_recipe(str(tmp_path), both), saved.classes)
+
+
 def test_a_stream_is_refused(source, tmp_path):
     from msun_fastai.data.stream import StreamSource
 
