@@ -15,6 +15,9 @@ from msun_fastai.errors import Stopped
 from msun_fastai.processes import is_main
 
 TWICE = 2.0  # seconds in which a second signal is the first one again
+WORKER = "DataLoader worker"  # how torch's error begins, between two batches
+# in the middle of a batch, whose memory the worker hands over through a socket
+CUT_OFF = (EOFError, ConnectionError, FileNotFoundError)
 
 
 class StopRequest:
@@ -28,11 +31,17 @@ class StopRequest:
         if self.signal:
             raise Stopped(self.signal)
 
+    def took_worker(self, error: BaseException) -> bool:
+        """Whether `error` comes of a loader's process that got the signal, too, and is gone."""
+        gone = isinstance(error, RuntimeError) and WORKER in str(error)
+        return bool(self.signal) and (gone or isinstance(error, CUT_OFF))
+
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """SIGTERM and Ctrl-C are noted for whoever asks between two steps; a second one ends at once,
-    unless it comes within two seconds: a launcher may send the same signal twice.
+    unless it comes within two seconds: a launcher may send the same signal twice. What a loader's
+    process leaves behind that went with the first one becomes `Stopped`.
 
     Only in the main thread, where Python delivers signals; elsewhere nothing is ever noted.
     """
@@ -54,6 +63,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
+    except Exception as error:
+        if request.took_worker(error):
+            raise Stopped(request.signal) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

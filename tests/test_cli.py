@@ -88,14 +88,21 @@ def test_debug_shows_the_traceback_wherever_it_stands(run):
         assert "Traceback" in err
 
 
-def test_an_unforeseen_failure_is_one_line_and_exit_code_1(run, monkeypatch):
-    monkeypatch.setattr(
-        "msun_fastai.recipe.load_recipe",
-        lambda name: (_ for _ in ()).throw(RuntimeError("odd\nend")),
-    )
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("odd\nend"), "RuntimeError: odd end"),
+        (EOFError("too short"), "EOFError: too short"),  # typer ends at it without a word
+    ],
+)
+def test_an_unforeseen_failure_is_one_line_and_exit_code_1(run, monkeypatch, error, says):
+    def fails(name):
+        raise error
+
+    monkeypatch.setattr("msun_fastai.recipe.load_recipe", fails)
     code, _, err = run("finetune", "--recipe", "demo")
     assert code == 1
-    assert err == "msun-fastai: RuntimeError: odd end (--debug shows where)\n"
+    assert err.strip() == f"msun-fastai: {says} (--debug shows where)"
 
 
 def test_finetune_writes_a_run_folder_that_predicts(run, tmp_path, photos):

@@ -180,7 +180,17 @@ def test_signals_save_within_a_step(monkeypatch, recipe_of, whole, tmp_path, whe
     assert_same(tmp_path / "stopped", whole(recipe).folder)
 
 
-def test_loader_that_goes_with_the_signal(monkeypatch, recipe_of, whole, tmp_path):
+@pytest.mark.parametrize(
+    "left",
+    [
+        RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated."),
+        EOFError(),  # in the middle of a batch: the socket that hands over its memory is closed,
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),  # or its name is gone
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_loader_that_goes_with_the_signal(monkeypatch, recipe_of, whole, tmp_path, left):
     """Slurm signals the workers of the loader, too; the main process finds them gone."""
     recipe = recipe_of(**{"train.save_minutes": 60.0})
     real = NativeDL._made
@@ -189,7 +199,7 @@ def test_loader_that_goes_with_the_signal(monkeypatch, recipe_of, whole, tmp_pat
     def gone(self, i):
         if next(calls) == 20:
             os.kill(os.getpid(), signal.SIGTERM)
-            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+            raise left
         return real(self, i)
 
     with monkeypatch.context() as sending:

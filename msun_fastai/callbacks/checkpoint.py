@@ -21,7 +21,6 @@ from msun_fastai.processes import agree, gathered, is_main, process_rank, world
 from msun_fastai.stopping import StopRequest
 
 MINUTE = 60  # seconds
-WORKER_GONE = "DataLoader worker"  # how torch's error begins, between two batches
 
 
 class Checkpoints(Callback):
@@ -95,9 +94,8 @@ class Checkpoints(Callback):
             learn.epoch = epoch
             try:
                 learn._with_events(learn._do_epoch, "epoch", CancelEpochException)
-            except RuntimeError as error:
-                # a worker of the loader may have got the signal, too, and be gone
-                if not self.stop.signal or WORKER_GONE not in str(error):
+            except Exception as error:
+                if not self.stop.took_worker(error):
                     raise
                 if world() == 1:  # else the others are on their way into the next step
                     self.save(epoch, self.done)

@@ -54,15 +54,22 @@ def _run(args: list[str], debug: bool) -> int:
         return _fail(str(error), FAILURE, debug)
     except UserError as error:
         return _fail(str(error), BAD_INPUT, debug)
-    except (typer.Abort, KeyboardInterrupt):
+    except typer.Abort as error:  # its answer to a file that ends too early: it takes it for Ctrl-D
+        return _fail(_told(error.__cause__ or error, debug), FAILURE, debug)
+    except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, debug)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click, which typer may carry inside
             return _fail(error.format_message(), BAD_INPUT, debug)
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        if len(text) > LONGEST and not debug:  # a compiler's whole output, say
-            text = f"{text[:LONGEST]} ..."
-        return _fail(f"{text} (--debug shows where)", FAILURE, debug)
+        return _fail(_told(error, debug), FAILURE, debug)
+
+
+def _told(error: BaseException, debug: bool) -> str:
+    """An error that is not ours."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if len(text) > LONGEST and not debug:  # a compiler's whole output, say
+        text = f"{text[:LONGEST]} ..."
+    return f"{text} (--debug shows where)"
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
