@@ -2,10 +2,10 @@
 
 The files are reduced copies of a dataset's photographs, an even mix of three native sizes around
 the scales, each within a tenth of one. fastai has a plain `Learner` with the same backbone and
-brings every image to the canonical size, as it does. Both read and decode the files; they take
-turns in one process, so that a noisy machine slows both, and the ratio of their speeds is set
-against what multiply-accumulates promise. The peak memory is that of the command line in processes
-of their own, on as many links to the files as `--memory` says.
+brings every image to the canonical size, as it does. Both read and decode the files; the files are
+cut into `--parts`, on which they take turns in one process, so that a noisy machine slows both, and
+the ratio of their speeds is set against what multiply-accumulates promise. The peak memory is that
+of the command line in processes of their own, on as many links to the files as `--memory` says.
 
     python benchmarks/predict.py --data-root DIR --arch resnet50 --images 5000
 """
@@ -47,7 +47,7 @@ from msun_fastai.models.families import find_family
 from msun_fastai.models.net import NetConfig
 from msun_fastai.models.saving import Preprocessing, SavedModel, save_model_folder
 from msun_fastai.models.weights import build_net
-from msun_fastai.predict import Predictor
+from msun_fastai.predict import Prediction, Predictor
 from msun_fastai.scales import DEFAULT_SCALES, parse_scales
 
 CLASSES = [f"class {i}" for i in range(100)]
@@ -119,7 +119,7 @@ def peak_memory(model: Path, files: list[Path], folder: Path, n: int, bs: int) -
 
 
 def measure(args: argparse.Namespace, files: list[Path], folder: Path) -> dict[str, Any]:
-    """Speeds of both, their ratio by round, and what multiply-accumulates promise."""
+    """Speeds of both, their ratio by part of the files, and what multiply-accumulates promise."""
     grids = None if args.grids is None else parse_scales(args.grids)
     config = NetConfig(args.arch, len(CLASSES), alignment=args.alignment, grids=grids)
     torch.manual_seed(0)
@@ -127,28 +127,30 @@ def measure(args: argparse.Namespace, files: list[Path], folder: Path) -> dict[s
     model = save_model_folder(folder / "model", saved)
     predictor = Predictor.from_run(model, bs=args.bs)
     learn = fastais(args.arch, files, args.bs, args.workers)
-    test = learn.dls.test_dl(files, num_workers=args.workers)
     cost = network_cost(config, config.scales)
     bound = cost.plain_macs / cost.mean_macs
 
-    def ours() -> None:
-        assert not [p for p in predictor.predict(files) if p.error]
+    def ours(files: list[Path]) -> float:
+        found: list[Prediction] = []
+        seconds = seconds_of(lambda: found.extend(predictor.predict(files)))
+        assert not [p for p in found if p.error]
+        return seconds
 
-    def theirs() -> None:
+    def theirs(files: list[Path]) -> float:
+        test = learn.dls.test_dl(files, num_workers=args.workers)
         with learn.no_bar(), learn.no_logging():
-            learn.get_preds(dl=test)
+            return seconds_of(lambda: learn.get_preds(dl=test))
 
     first = files[: 2 * args.bs]  # memory is allocated, threads are started
-    list(predictor.predict(first))
-    with learn.no_bar(), learn.no_logging():
-        learn.get_preds(dl=learn.dls.test_dl(first, num_workers=0))
-    rounds = [(seconds_of(ours), seconds_of(theirs)) for _ in range(args.rounds)]
+    ours(first), theirs(first)
+    parts = [files[k :: args.parts] for k in range(args.parts)]
+    rounds = [(ours(part), theirs(part)) for part in parts]
     ratios = [theirs / ours for ours, theirs in rounds]
     return {
-        "images_per_second": statistics.median(len(files) / ours for ours, _ in rounds),
-        "fastai_images_per_second": statistics.median(len(files) / t for _, t in rounds),
+        "images_per_second": len(files) / sum(ours for ours, _ in rounds),
+        "fastai_images_per_second": len(files) / sum(theirs for _, theirs in rounds),
         "times_as_fast": statistics.median(ratios),
-        "times_as_fast_by_round": ratios,
+        "times_as_fast_by_part": ratios,
         "bound": bound,
         "share_of_bound": statistics.median(ratios) / bound,
         "peak_mb": {n: peak_memory(model, files, folder, n, args.bs) for n in args.memory},
@@ -166,7 +168,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--bs", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2, help="fastai's processes")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", type=int, default=5)
     parser.add_argument("--memory", type=int, nargs="*", default=[500, 5000])
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     args = parser.parse_args()

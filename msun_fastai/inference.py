@@ -105,12 +105,11 @@ class Inference:
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 images (n, 3, scale, scale) to probabilities (n, classes), and embeddings (n, d) if
-        they are wanted, float32 on the CPU. The images are cut into batches of even sizes."""
+        they are wanted, float32 on the CPU."""
         scale, done = pixels.shape[-1], 0
         parts: list[tuple[Tensor, Tensor | None]] = []
         while done < len(pixels):
-            left, size = len(pixels) - done, self.size(scale)
-            n = -(-left // -(-left // size))  # as many batches as it takes, none much smaller
+            n = self._next(len(pixels) - done, self.size(scale))
             try:
                 parts.append(self._answer(pixels[done : done + n], scale))
                 done += n
@@ -124,6 +123,14 @@ class Inference:
         probabilities, embeddings = zip(*parts)
         wanted = self.options.embeddings
         return torch.cat(probabilities), torch.cat(embeddings) if wanted else None
+
+    def _next(self, left: int, size: int) -> int:
+        """How many images go through the network next, of `left`, with `size` at a time at most."""
+        if self.device.type != "cpu":
+            return -(-left // -(-left // size))  # as few batches as can be, none much smaller
+        # a CPU is as fast with a few images, and oneDNN keeps each convolution prepared for each
+        # size of batch that it has met: full ones and powers of two only, or memory grows
+        return size if left >= size else 1 << (left.bit_length() - 1)
 
     @torch.no_grad()
     def _answer(self, pixels: Tensor, scale: int) -> tuple[Tensor, Tensor | None]:
