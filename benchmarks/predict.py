@@ -104,14 +104,15 @@ def seconds_of(task: Any) -> float:
     return time.perf_counter() - started
 
 
-def peak_memory(model: Path, files: list[Path], folder: Path, n: int, bs: int) -> float:
+def peak_memory(model: Path, files: list[Path], folder: Path, n: int, bs: int | None) -> float:
     """MB that the command line holds at most for `n` images."""
     links = folder / f"links{n}"
     links.mkdir()
     for i, file in enumerate(islice(cycle(files), n)):
         (links / f"{i:06d}.jpg").symlink_to(file)
     out = folder / f"{n}.csv"
-    words = ["predict", str(links), "--model", str(model), "--out", str(out), "--bs", str(bs)]
+    words = ["predict", str(links), "--model", str(model), "--out", str(out)]
+    words += [] if bs is None else ["--bs", str(bs)]
     run = subprocess.run([sys.executable, "-c", WATCHED, *words], capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"predict: {run.stderr}")
@@ -126,7 +127,7 @@ def measure(args: argparse.Namespace, files: list[Path], folder: Path) -> dict[s
     saved = SavedModel(build_net(config).eval(), CLASSES, Preprocessing())
     model = save_model_folder(folder / "model", saved)
     predictor = Predictor.from_run(model, bs=args.bs)
-    learn = fastais(args.arch, files, args.bs, args.workers)
+    learn = fastais(args.arch, files, args.fastai_bs, args.workers)
     cost = network_cost(config, config.scales)
     bound = cost.plain_macs / cost.mean_macs
 
@@ -141,7 +142,7 @@ def measure(args: argparse.Namespace, files: list[Path], folder: Path) -> dict[s
         with learn.no_bar(), learn.no_logging():
             return seconds_of(lambda: learn.get_preds(dl=test))
 
-    first = files[: 2 * args.bs]  # memory is allocated, threads are started
+    first = files[: 2 * args.fastai_bs]  # memory is allocated, threads are started
     ours(first), theirs(first)
     parts = [files[k :: args.parts] for k in range(args.parts)]
     rounds = [(ours(part), theirs(part)) for part in parts]
@@ -166,7 +167,8 @@ def main() -> None:
     parser.add_argument("--alignment", default="native", choices=("native", "canonical"))
     parser.add_argument("--grids", help="such as 16,32,56")
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--bs", type=int, default=64)
+    parser.add_argument("--bs", type=int, help="predict's own choice by default")
+    parser.add_argument("--fastai-bs", type=int, default=64, help="fastai's own by default")
     parser.add_argument("--workers", type=int, default=2, help="fastai's processes")
     parser.add_argument("--parts", type=int, default=5)
     parser.add_argument("--memory", type=int, nargs="*", default=[500, 5000])

@@ -19,7 +19,10 @@ from msun_fastai.scales import check_choice
 
 PRECISIONS = ("full", "bf16")  # half precision has no room for what untamed networks add up
 AUTO = "auto"
-# images in the batches that are tried, from and to; a CPU has all its cores at work with a few
+# images at a time unless said otherwise; a CPU has all its cores at work with a few, and what they
+# take fits its caches
+USUAL, USUAL_ELSEWHERE = {"cpu": 16}, 64
+# images in the batches that are tried, from and to
 FIRST, MOST = {"cpu": 4}, {"cpu": 64}
 FIRST_ELSEWHERE, MOST_ELSEWHERE = 64, 1024
 WORTH = 1.05  # times as many images a second, for a batch of twice the size to be worth its memory
@@ -54,22 +57,23 @@ def normalize(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
 class Inference:
     """A network that answers for batches of one scale, see `Options`.
 
-    bs: images at a time, or `auto`: by a short trial on what the device is, for each scale, when it
-    is first asked for. Where memory runs out it is halved from there on, and `tell` is called with
+    bs: images at a time, 16 on a CPU and 64 elsewhere by default, or `auto`: by a short trial on
+    what the device is, for each scale, when it is first asked for. Where memory runs out it is halved from there on, and `tell` is called with
     what happened. Raises `UserError` for what the network or its device does not have.
     """
 
     def __init__(
         self,
         saved: SavedModel,
-        bs: int | str = 64,
+        bs: int | str | None = None,
         options: Options | None = None,
         tell: Callable[[str], object] = bool,
     ):
-        self.saved, self.bs, self.tell = saved, bs, tell
+        self.saved, self.tell = saved, tell
         self.options = options or Options()
         if isinstance(bs, str) and bs != AUTO:
             raise UserError(f"bs {bs!r}: a whole number from 1, or {AUTO}")
+        self.bs = USUAL.get(self.device.type, USUAL_ELSEWHERE) if bs is None else bs
         check_choice("precision", self.options.precision, PRECISIONS)
         check_precision(self.options.precision, self.device)
         if self.options.embeddings and self.options.compiled:

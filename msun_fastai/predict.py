@@ -23,7 +23,7 @@ from msun_fastai.models.saving import SavedModel, load_model_folder
 
 __all__ = ["Prediction", "Predictor", "normalize"]
 
-CHUNK = 4  # batches in a chunk, so that it has enough images of each scale
+CHUNK = 16  # batches in a chunk, so that it has enough images of each scale
 MOST = 2048  # images in a chunk whatever the batches: at 224 pixels they take 300 MB
 
 
@@ -66,7 +66,7 @@ class Predictor:
     def __init__(
         self,
         saved: SavedModel,
-        bs: int | str = 64,
+        bs: int | str | None = None,
         workers: int | None = None,
         options: Options | None = None,
         tell: Callable[[str], object] = bool,

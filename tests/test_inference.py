@@ -54,8 +54,8 @@ def test_bf16_is_near(saved, pixels):
 @pytest.mark.parametrize(
     ("error", "sizes"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), [11, 6, 3, 3, 3, 2]),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), [11, 6, 3, 3, 3, 2]),
+        (torch.OutOfMemoryError("CUDA out of memory"), [8, 4, 2, 2, 2, 2, 2, 1]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), [8, 4, 2, 2, 2, 2, 2, 1]),
     ],
 )
 def test_batches_are_halved_where_memory_runs_out(saved, pixels, monkeypatch, error, sizes):
@@ -74,8 +74,24 @@ def test_batches_are_halved_where_memory_runs_out(saved, pixels, monkeypatch, er
     found, _ = inference(pixels)
     assert torch.allclose(found, expected, atol=1e-5)
     assert tried == sizes
-    assert inference.state_dict() == {"sizes": {"32": 3}}
-    assert [t.split(": from here on ")[1] for t in told] == ["6 at a time", "3 at a time"]
+    assert inference.state_dict() == {"sizes": {"32": 2}}
+    assert [t.split(": from here on ")[1] for t in told] == ["4 at a time", "2 at a time"]
+
+
+@pytest.mark.parametrize(("bs", "sizes"), [(None, [8, 2, 1]), (8, [8, 2, 1]), (5, [5, 5, 1])])
+def test_batches_on_a_cpu_have_few_sizes(saved, pixels, monkeypatch, bs, sizes):
+    """Full ones and powers of two: what is kept for each size of batch does not grow."""
+    tried = []
+    real = Inference._answer
+
+    def answer(self, x, scale):
+        tried.append(len(x))
+        return real(self, x, scale)
+
+    monkeypatch.setattr(Inference, "_answer", answer)
+    found, _ = Inference(saved, bs)(pixels)
+    assert tried == sizes
+    assert torch.allclose(found, Inference(saved, 11)(pixels)[0], atol=1e-5)
 
 
 def test_errors_of_other_kinds_and_no_room_for_one(saved, pixels, monkeypatch):
@@ -102,7 +118,7 @@ def test_a_batch_grows_as_long_as_that_is_worth_it(saved, monkeypatch, rates, si
     predictor = Predictor(saved, bs="auto")
     assert predictor.inference.size(32) == size
     assert predictor.state_dict() == {
-        "chunk": 4 * size,
+        "chunk": 16 * size,
         "sizes": dict.fromkeys(("16", "32", "64"), size),
     }
 
@@ -136,6 +152,7 @@ def test_the_next_chunk_is_read_while_the_network_works_and_no_more(saved, monke
             yield np.zeros((9, 9, 3), np.uint8)
 
     predictor = Predictor(saved, bs=2, workers=1)
+    predictor.load_state_dict({"chunk": 8, "sizes": {}})
     chunks = predictor.chunks(sources())
     seen = []
     real = Inference.__call__

@@ -59,6 +59,7 @@ def open_files(saved, tmp_path):
     def make(folder, table, array=None, resume=False, **about):
         options = Options(embeddings=array is not None)
         predictor = Predictor(saved, bs=2, options=options)
+        predictor.load_state_dict({"chunk": 8, "sizes": {}})
         at = [None if name is None else tmp_path / folder / name for name in (table, array)]
         return PredictionFiles(predictor, *at, {"--top": 5, **about}, resume)
 

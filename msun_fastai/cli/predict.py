@@ -41,8 +41,12 @@ def predict(
         bool, typer.Option("--tta", help="The mean over the image and its mirror image.")
     ] = False,
     bs: Annotated[
-        str, typer.Option(help="Images in a batch, or auto: what is fastest here, by a trial.")
-    ] = "64",
+        str | None,
+        typer.Option(
+            help="Images in a batch, or auto: what is fastest here, by a trial; 16 on a CPU, else "
+            "64."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Threads that decode; one a core, up to 8.", min=1)
     ] = None,
@@ -95,7 +99,7 @@ def predict(
         options=options,
         tell=lambda line: say(console, line),
     )
-    about = {"--model": checksum(model), "--top": top, "--bs": bs, "--tta": tta}
+    about = {"--model": checksum(model), "--top": top, "--bs": predictor.inference.bs, "--tta": tta}
     about |= {"--precision": precision, "--compile": compiled}
     files = PredictionFiles(predictor, out, embeddings, about, resume)
     tally = Tally(console, files.counts)
@@ -108,11 +112,11 @@ def predict(
         raise typer.Exit(1)
 
 
-def batch_size(text: str) -> int | str:
+def batch_size(text: str | None) -> int | str | None:
     """What `--bs` says. Raises `UserError`."""
     from msun_fastai.errors import UserError
 
-    if text == "auto":
+    if text is None or text == "auto":
         return text
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--bs {text}: a whole number from 1, or auto")
