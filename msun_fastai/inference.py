@@ -58,8 +58,9 @@ class Inference:
     """A network that answers for batches of one scale, see `Options`.
 
     bs: images at a time, 16 on a CPU and 64 elsewhere by default, or `auto`: by a short trial on
-    what the device is, for each scale, when it is first asked for. Where memory runs out it is halved from there on, and `tell` is called with
-    what happened. Raises `UserError` for what the network or its device does not have.
+    what the device is, for each scale, when it is first asked for. Where memory runs out it is
+    halved from there on, and `tell` is called with what happened. Raises `UserError` for what the
+    network or its device does not have.
     """
 
     def __init__(
