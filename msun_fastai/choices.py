@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,16 @@ from msun_fastai.training import KEEPS, check_log
 
 def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     """Raise `UserError` for whatever is wrong with the recipe before its data are looked at."""
-    model, options = recipe.model, recipe.train
+    model, options, kind = recipe.model, recipe.train, recipe.consistency.kind
     check_choice("verb", recipe.verb, VERBS)
     if model.start is None:
         named = model.model_dump(exclude={"pretrained", "weights", "start"})
         NetConfig(n_classes=2, **{**named, "scales": check_scales(model.scales)})
         method = find_method(model.method)
-        method.consistency(recipe.consistency.kind, model.scales, options.views)
+        kind = method.consistency(kind, model.scales, options.views)
     else:
         find_model_folder(model.start)
-    Consistency(**recipe.consistency.model_dump())
+    Consistency(**{**recipe.consistency.model_dump(), "kind": kind})
     check_choice("distance", recipe.consistency.distance, DISTANCES)
     check_choice("views", options.views, VIEWS)
     check_choice("augment", recipe.data.augment, AUGMENTATIONS)
@@ -121,11 +122,12 @@ def baseline_recipe(recipe: Recipe) -> Recipe:
     return method_recipe(recipe, str(recipe.baseline))
 
 
-def method_recipe(recipe: Recipe, name: str) -> Recipe:
+def method_recipe(recipe: Recipe, name: str, own: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a run of the method `name`: the same, but for what is its method's own.
 
     Its consistency, alignment and norm are, whatever the recipe says of them, so that a run's
-    resolved recipe gives the same again. Nothing stands beside it. Raises `UserError`.
+    resolved recipe gives the same again; `own` values, by dotted keys, come on top. What then means
+    nothing to it is left out. Nothing stands beside it. Raises `UserError`.
     """
     method = find_method(name)
     values: dict[str, Any] = {"model.method": method.name, "baseline": None}
@@ -136,7 +138,18 @@ def method_recipe(recipe: Recipe, name: str) -> Recipe:
         values["model.meta_hidden"] = 0
     if len(method.entries(recipe.model.scales)) == 1:  # learnt thresholds do not fit it
         values["model.routing"] = "nearest"
-    return recipe.with_values(values, name)
+    changed = recipe.with_values(values | dict(own or {}), name)
+    return changed.with_values(_left_out(changed), name)
+
+
+def _left_out(recipe: Recipe) -> dict[str, Any]:
+    """What `check_choices` would refuse although only another method's recipe asked for it."""
+    method, scales = find_method(recipe.model.method), recipe.model.scales
+    values: dict[str, Any] = {}
+    if recipe.consistency.detach:
+        kind = method.consistency(recipe.consistency.kind, scales, recipe.train.views)
+        values["consistency.detach"] = kind == "si"
+    return values
 
 
 def _seed_of_parts(recipe: Recipe, parent: Recipe | None) -> int | None:

@@ -67,7 +67,7 @@ def _recognised(word: str) -> tuple[str, str]:
 
 def entry_recipe(base: Recipe, entry: Entry) -> Recipe:
     """The recipe of `entry`: `base` with its method, what is the method's own, and its words."""
-    return method_recipe(base, entry.method).with_values(entry.values, entry.name)
+    return method_recipe(base, entry.method, entry.values)
 
 
 def entry_recipes(base: Recipe, entries: Sequence[Entry]) -> dict[str, Recipe]:

@@ -53,7 +53,9 @@ class Consistency:
 
     kind: `si` (features alike), `sd` (larger scales teach smaller ones), `ensemble` (so does the
     mean of all), `none`, or None for the method's own. weight: of that term. floor: the least that
-    it counts for. distance: of `si`. ce_weight: of the sum of the cross-entropies.
+    it counts for. distance: of `si`. ce_weight: of the sum of the cross-entropies. detach: of `si`,
+    the larger scale of each pair teaches: its features are constants. Raises `UserError` with
+    another kind.
     """
 
     kind: str | None = None
@@ -61,18 +63,22 @@ class Consistency:
     floor: float = 0.0
     distance: str = "mse"
     ce_weight: float = 1.0
+    detach: bool = False
 
     def __post_init__(self) -> None:
         if self.kind is not None:
             check_choice("consistency", self.kind, CONSISTENCIES)
         if self.ce_weight < 0:
             raise UserError(f"consistency: ce_weight {self.ce_weight} must not be negative")
+        if self.detach and self.kind not in (None, "si"):
+            why = "compares no features" if self.kind == "none" else "has constant teachers already"
+            raise UserError(f"consistency: detach is of si; {self.kind} {why}, leave it out")
 
     def callbacks(self) -> list[Callback]:
         """The callback of this kind, if it has one."""
         numbers = (self.weight, self.floor)
         if self.kind == "si":
-            return [ScaleInvariance(*numbers, self.distance)]
+            return [ScaleInvariance(*numbers, self.distance, self.detach)]
         if self.kind == "sd":
             return [ScaleDistillation(*numbers)]
         return [EnsembleDistillation(*numbers)] if self.kind == "ensemble" else []

@@ -46,17 +46,22 @@ def pool_to_smallest(features: Sequence[Tensor]) -> list[Tensor]:
     return [F.adaptive_avg_pool2d(f, (height, width)) for f in features]
 
 
-def si_loss(features: Sequence[Tensor], distance: str = "mse") -> Tensor:
+def si_loss(features: Sequence[Tensor], distance: str = "mse", detach: bool = False) -> Tensor:
     """L_SI of Eq. 7: the distance D summed over all pairs of scales.
 
-    `features` holds one tensor (n, c, h_i, w_i) per scale, of the same images. Computed in float32
-    whatever the features' type: a squared half-precision activation overflows. The paper does not
-    say how D is normalised; here it is a mean over elements, so its size does not depend on the
-    grid. Features on different grids (native alignment) are compared on the smallest.
+    `features` holds one tensor (n, c, h_i, w_i) per scale, of the same images, the smallest scale
+    first. Computed in float32 whatever their type: a squared half-precision activation overflows.
+    The paper does not say how D is normalised; here it is a mean over elements, so its size does
+    not depend on the grid. Features on different grids (native alignment) are compared on the
+    smallest. detach (ours): of each pair the larger scale's features are a constant, as its
+    prediction is in `sd_loss`; the value is the same, the gradient reaches the smaller's alone.
     """
     dist = DISTANCES[check_choice("distance", distance, DISTANCES)]
     pooled = pool_to_smallest([f.float() for f in features])
-    pairs = [dist(a, b) for a, b in combinations(pooled, 2)]
+    pairs = [
+        dist(smaller, larger.detach() if detach else larger)
+        for smaller, larger in combinations(pooled, 2)
+    ]
     return torch.stack(pairs).sum() if pairs else pooled[0].new_zeros(())
 
 

@@ -13,7 +13,7 @@ from test_training import one_step
 from msun_fastai import run as runs
 from msun_fastai.callbacks.consistency import EnsembleDistillation, ScaleDistillation
 from msun_fastai.callbacks.step import TrainingStep
-from msun_fastai.choices import baseline_recipe, check_choices, resolved
+from msun_fastai.choices import baseline_recipe, check_choices, method_recipe, resolved
 from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.errors import UserError
 from msun_fastai.learner import Consistency, save_learner
@@ -22,6 +22,7 @@ from msun_fastai.models.ensemble import Ensemble
 from msun_fastai.models.methods import find_method
 from msun_fastai.models.net import NetConfig
 from msun_fastai.models.saving import load_model_folder
+from msun_fastai.recipe import load_recipe
 
 SCALES = (16, 32, 64)
 LN3 = math.log(3)
@@ -273,6 +274,42 @@ def test_negative_weights():
         Consistency("sd", ce_weight=-1.0)
     with pytest.raises(UserError, match="one scale here"):
         NetConfig("thin_resnet10", 2, SCALES, "mst", ensemble=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "says"),
+    [
+        ("san", None, "detach is of si; sd has constant teachers already"),
+        ("msun", "ensemble", "detach is of si; ensemble has constant teachers already"),
+        ("msun", "none", "detach is of si; none compares no features"),
+        ("vanilla", None, "detach is of si; none compares no features"),
+    ],
+)
+def test_only_si_can_be_detached(recipe_of, make_learner, method, kind, says):
+    values = {"model.method": method, "consistency.detach": True}
+    values |= {} if kind is None else {"consistency.kind": kind}
+    with pytest.raises(UserError, match=says) as raised:
+        check_choices(recipe_of(**values), None)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=says):
+        make_learner(method=method, consistency=Consistency(kind, detach=True))
+
+
+def test_a_detached_term_in_a_run(recipe_of, tmp_path):
+    """Written out in the recipe; a baseline that compares nothing goes without."""
+    values = {"data.limit": 8, "train.epochs": 1, "model.scales": [16, 24]}
+    weights = {}
+    for detach in (False, True):
+        recipe = recipe_of(**{"consistency.detach": detach, **values})
+        folder = runs.run(recipe, Console(quiet=True), tmp_path / str(detach)).folder
+        told = load_recipe(str(folder / "recipe.toml"))
+        assert (told.consistency.kind, told.consistency.detach) == ("si", detach)
+        assert told == resolved(recipe)
+        other = method_recipe(told, "snet")
+        check_choices(other, None)
+        assert other.consistency.detach is False
+        weights[detach] = (folder / "model" / "model.safetensors").read_bytes()
+    assert weights[False] != weights[True]
 
 
 def test_recipes_say_what_was_chosen(recipe_of):

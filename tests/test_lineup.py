@@ -148,6 +148,19 @@ def test_entries_that_cannot_be_trained(base, texts, says):
     assert str(error.value).startswith(says)
 
 
+def test_a_detached_term_is_of_the_entries_that_have_si(base):
+    detached = base.with_values({"consistency.detach": True}, "test")
+    texts = ("msun", "msun+sd", "snet+si", "san", "vanilla", "msun@32", "mst+si")
+    found = entry_recipes(detached, entries_of(*texts))
+    assert [recipe.consistency.detach for recipe in found.values()] == [
+        *(True, False, True, False, False, False, True)
+    ]
+    plain = entry_recipes(base, entries_of(*texts))
+    assert [name for name in plain if resolved(plain[name]) == resolved(found[name])] == [
+        *("msun+sd", "san", "vanilla", "msun@32")
+    ]
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [

@@ -35,6 +35,38 @@ def test_gradient_reaches_every_scale(features, distance):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
+def test_detached_larger_scales_teach(features, distance):
+    """The value of the whole term; each scale's gradient is that of the pairs in which it is the
+    smaller one."""
+    leaves = [f.requires_grad_() for f in features]
+    loss = si_loss(leaves, distance, detach=True)
+    assert loss.item() == si_loss(leaves, distance).item()
+    loss.backward()
+    small, middle, large = (f.detach().requires_grad_() for f in features)
+    for smaller, larger in ((small, middle), (small, large), (middle, large)):
+        DISTANCES[distance](smaller, larger.detach()).backward()
+    assert torch.allclose(leaves[0].grad, small.grad)
+    assert torch.allclose(leaves[1].grad, middle.grad)
+    assert middle.grad.abs().sum() > 0
+    assert leaves[2].grad is None
+
+
+def test_detached_by_hand():
+    a, b, c = (torch.full((1, 1, 1, 1), v, requires_grad=True) for v in (1.0, 2.0, 4.0))
+    si_loss([a, b, c], detach=True).backward()
+    # the derivative of (a - b)^2 + (a - c)^2 by a, and of (b - c)^2 by b
+    assert (a.grad.item(), b.grad.item(), c.grad) == (2 * (1 - 2) + 2 * (1 - 4), 2 * (2 - 4), None)
+
+
+def test_detached_on_the_smallest_grid():
+    small, large = torch.zeros(1, 1, 1, 1), torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
+    leaves = [small.requires_grad_(), large.requires_grad_()]
+    loss = si_loss(leaves, detach=True)
+    loss.backward()
+    assert (loss.item(), small.grad.item(), large.grad) == (16, -8, None)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_gradient_is_finite_for_equal_features(distance):
     leaves = [torch.ones(2, 3, 4, 4, requires_grad=True) for _ in range(2)]
     si_loss(leaves, distance).backward()

@@ -175,7 +175,7 @@ def test_precisions_that_are_not_there():
 def test_not_finite_in_the_term_between_scales(make_learner, monkeypatch):
     learn = make_learner()
     monkeypatch.setattr(
-        "msun_fastai.callbacks.consistency.si_loss", lambda f, d: f[0].sum() * torch.nan
+        "msun_fastai.callbacks.consistency.si_loss", lambda f, *given: f[0].sum() * torch.nan
     )
     with pytest.raises(TrainingError, match=r"step 1 \(epoch 1, batch 1\), the term that compares"):
         learn.fit(1, 1e-3, cbs=TrainingStep())

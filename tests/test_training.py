@@ -1,5 +1,7 @@
 """The training loop: what a step changes, and that other callbacks leave the method as it is."""
 
+import pickle
+
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException
@@ -97,6 +99,54 @@ def test_floor_and_weight(make_learner):
     ce, si = heavy.terms_seen["ce"], heavy.terms_seen["si"]
     assert heavy.loss_grad_seen == pytest.approx(ce + 5 * si, rel=1e-5)
     assert not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(heavy.grads, none.grads))
+
+
+@pytest.mark.parametrize("method", ["san", "mst"])
+def test_detached_larger_scale_is_a_constant(make_learner, method):
+    """What reaches the features: with the cross-entropies' part taken out, nothing at the largest
+    scale."""
+    found = {}
+    for detach in (False, True):
+        consistency = Consistency("si", 3.0, detach=detach)
+        learn = make_learner(method=method, consistency=consistency, scale_metrics=False)
+        learn.dls.train.rng.seed(0)
+        learn.dls.train.n, learn.dls.valid.n = 16, 1
+        set_seed(11)
+        grads = found[detach] = []
+
+        class Look(Callback):
+            order = ScaleInvariance.order + 1
+            run_valid = False
+
+            def after_loss(self, grads=grads):
+                features = self.learn.view_features
+                term = self.learn.loss_grad - sum(
+                    self.loss_func(logits, *self.yb) for logits in self.learn.view_logits
+                )
+                grads.extend(
+                    torch.autograd.grad(term, features, retain_graph=True, materialize_grads=True)
+                )
+                grads.append(float(self.learn.terms["si"]))
+                raise CancelBatchException
+
+        learn.fit(1, 1e-3, cbs=Look())
+    assert found[True].pop() == pytest.approx(found[False].pop())
+    sizes = [float(g.abs().max()) for g in found[False]]
+    assert min(sizes) > 0
+    assert torch.allclose(found[True][0], found[False][0], atol=1e-3 * sizes[0])
+    assert float(found[True][-1].abs().max()) < 1e-5 * sizes[-1]
+
+
+def test_terms_pickled_before_they_could_be_detached():
+    old = ScaleInvariance(2.0)
+    del old.__dict__["detach"]
+    features = [
+        torch.ones(1, 1, 1, 1, requires_grad=True),
+        torch.zeros(1, 1, 1, 1).requires_grad_(),
+    ]
+    again = pickle.loads(pickle.dumps(old))
+    si_loss(features, again.distance, again.detach).backward()
+    assert features[1].grad.item() == -2
 
 
 def share(probe):

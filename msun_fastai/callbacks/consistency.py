@@ -17,20 +17,30 @@ class ScaleInvariance(Callback):
 
     The displayed loss stays the cross-entropy; the term is logged as `si`, before the floor and
     the weight. A batch with one view has nothing to compare and adds nothing. The paper has no
-    weight (1 here) and gives no value for its floor lambda (0 here).
+    weight (1 here) and gives no value for its floor lambda (0 here). detach: the larger scale's
+    features are constants, see `si_loss`.
     """
 
     order = AFTER_VIEWS
     run_valid = False
 
-    def __init__(self, weight: float = 1.0, floor: float = 0.0, distance: str = "mse"):
+    detach = False  # of those that were pickled before it was a choice
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        floor: float = 0.0,
+        distance: str = "mse",
+        detach: bool = False,
+    ):
         if weight < 0 or floor < 0:
             raise UserError(f"si: weight {weight} and floor {floor} must not be negative")
         self.weight, self.floor = weight, floor
         self.distance = check_choice("distance", distance, DISTANCES)
+        self.detach = detach
 
     def after_loss(self) -> None:
-        si = si_loss(self.view_features, self.distance)
+        si = si_loss(self.view_features, self.distance, self.detach)
         self.learn.terms["si"] = si.detach()
         if len(self.view_features) > 1:
             self.learn.loss_grad = self.loss_grad + self.weight * floored(si, self.floor)
