@@ -10,7 +10,7 @@ from msun_fastai.data.bad import ON_BAD_IMAGE
 from msun_fastai.data.resize import AUGMENTATIONS, RESIZE_RULES
 from msun_fastai.devices import PRECISIONS, check_precision, pick_device
 from msun_fastai.errors import UserError
-from msun_fastai.fits import CALIBRATED
+from msun_fastai.fits import CALIBRATED, is_fit
 from msun_fastai.labelled import run_recipe
 from msun_fastai.learner import Consistency
 from msun_fastai.losses import DISTANCES
@@ -36,6 +36,8 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
         NetConfig(n_classes=2, **{**named, "scales": check_scales(model.scales)})
         method = find_method(model.method)
         kind = method.consistency(kind, model.scales, options.views)
+        if options.reduced:
+            method.reductions(model.scales, model.routing)
     else:
         find_model_folder(model.start)
     Consistency(**{**recipe.consistency.model_dump(), "kind": kind})
@@ -62,6 +64,8 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
             f"train.warmup: {options.warmup:g} epochs of warm-up in a training of "
             f"{options.epochs}; give --set train.warmup={options.epochs / 10:g} or the like"
         )
+    if options.reduced and is_fit(recipe):
+        raise UserError("reduced: a cached probe and a calibration see no views; leave it out")
     check_milestones(options.schedule, options.milestones, options.warmup, options.epochs)
     check_precision(options.precision, pick_device(options.device))
     if process_rank()[1] > 1 and ":" in (options.device or ""):
@@ -149,6 +153,8 @@ def _left_out(recipe: Recipe) -> dict[str, Any]:
     if recipe.consistency.detach:
         kind = method.consistency(recipe.consistency.kind, scales, recipe.train.views)
         values["consistency.detach"] = kind == "si"
+    if recipe.train.reduced and len(method.entries(scales)) == 1:
+        values["train.reduced"] = 0.0
     return values
 
 

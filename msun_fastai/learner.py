@@ -88,9 +88,18 @@ TERMS = {"si": ["si"], "sd": ["sd"], "ensemble": ["ens", "ens_ce"], "none": []} 
 
 
 def msun_cbs(
-    config: NetConfig, views: str = "all", consistency: Consistency | str = Consistency()
+    config: NetConfig,
+    views: str = "all",
+    consistency: Consistency | str = Consistency(),
+    reduced: float = 0.0,
 ) -> list[Callback]:
-    """The callbacks that train a network of `config`: views, consistency, and their log."""
+    """The callbacks that train a network of `config`: views, consistency, and their log.
+
+    reduced: the share of the views that are reduced first, see `MultiScaleViews`. Raises
+    `UserError`.
+    """
+    if not 0 <= reduced <= 1:
+        raise UserError(f"reduced: {reduced} is not a share, from 0 to 1")
     if isinstance(consistency, str):
         consistency = Consistency(consistency)
     method = find_method(config.method)
@@ -98,7 +107,9 @@ def msun_cbs(
     sizes = sweep_sizes(config.scales[0], config.scales[-1]) if method.random_sizes else ()
     kind = method.consistency(consistency.kind, config.scales, views)
     draws = 1 if kind == "none" else PAIR
-    batching = MultiScaleViews(entries, views, sizes, draws, consistency.ce_weight)
+    sides = method.reductions(config.scales, config.routing) if reduced else ()
+    weight = consistency.ce_weight
+    batching = MultiScaleViews(entries, views, sizes, draws, weight, reduced, sides)
     term = replace(consistency, kind=kind).callbacks()
     return [batching, *term, TermLogger(["ce", *TERMS[kind]])]
 
@@ -115,6 +126,7 @@ def msun_learner(
     meta_hidden: int = 0,
     views: str | None = None,
     consistency: Consistency | str = Consistency(),
+    reduced: float = 0.0,
     pretrained: bool = True,
     weights: Path | str | WeightsEnum | None = None,
     start: SavedModel | Path | str | None = None,
@@ -132,13 +144,14 @@ def msun_learner(
     `vanilla` use the canonical scale alone. blocks, alignment, grids, norm, meta_hidden: see
     `NetConfig`. views: policy `all`, `native` or `down`, that of `dls` by default. consistency:
     `si`, `sd`, `ensemble`, `none`, or a `Consistency` with its numbers; the method's own by
-    default. weights: a state-dict file or one of
-    torchvision's enum, instead of its default. start: a trained model, or the run folder of one,
-    whose network is taken with its own backbone, method, scales, routing and normalisation, and a
-    new classifier unless the classes are the same; the options of the network are not used then.
-    n_out: number of classes, from `dls` by default. scale_metrics: show the accuracy at each scale
-    while training. `learner_options` go to `Learner`. A pretrained model comes frozen up to its
-    head, as fastai's learners do. Raises `UserError`.
+    default. reduced: the share of the training views that are first reduced to a size between the
+    scales. weights: a state-dict file or one of torchvision's enum, instead of its default. start:
+    a trained model, or the run folder of one, whose network is taken with its own backbone, method,
+    scales, routing and normalisation, and a new classifier unless the classes are the same; the
+    options of the network are not used then. n_out: number of classes, from `dls` by default.
+    scale_metrics: show the accuracy at each scale while training. `learner_options` go to
+    `Learner`. A pretrained model comes frozen up to its head, as fastai's learners do. Raises
+    `UserError`.
     """
     if not isinstance(dls.train, NativeDL):
         raise UserError(
@@ -182,7 +195,7 @@ def msun_learner(
         dls,
         model,
         metrics=[*L(metrics), *scale_accuracies],
-        cbs=[*msun_cbs(config, views, consistency), *L(cbs)],
+        cbs=[*msun_cbs(config, views, consistency, reduced), *L(cbs)],
         splitter=splitter,
         **learner_options,
     )

@@ -107,6 +107,10 @@ class TrainSection(Section):
     by ten at each of the `milestones`, in epochs. lowest: the share of `lr` at which the warm-up
     starts and the cosine ends. optimizer: `adam`, or `sgd` with `momentum`.
 
+    views: policy `all`, `native` or `down`, which views a batch gives. reduced: the share, from 0
+    to 1, of the views above the smallest scale that are first reduced to a size between the scales,
+    drawn for each batch and view from those that routing sends to its scale, and brought up again.
+
     precision: `full`, `bf16` or `fp16`. channels_last: the memory layout; by default where mixed
     precision is used on CUDA. compile: through `torch.compile`. ema: decay of a running average of
     the weights, which is then what is validated and kept. clip: the largest norm of the gradient.
@@ -126,6 +130,7 @@ class TrainSection(Section):
     lowest: float = Field(0.01, ge=0, lt=1)
     milestones: list[float] = []
     views: str = "all"
+    reduced: float = Field(0.0, ge=0, le=1)
     seed: int = Field(42, ge=0)
     device: str | None = None
     precision: str = "full"

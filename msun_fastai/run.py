@@ -268,6 +268,7 @@ def make_learner(recipe: Recipe, source: Source | StreamSource, left_out: int = 
         meta_hidden=model.meta_hidden,
         views=options.views,
         consistency=Consistency(**recipe.consistency.model_dump()),
+        reduced=options.reduced,
         pretrained=model.pretrained and model.weights is None,
         weights=model.weights,
         start=model.start,

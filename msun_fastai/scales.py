@@ -6,6 +6,7 @@ side in pixels, and an image's size is its shorter side.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
@@ -173,6 +174,23 @@ def calibrated(learnt: Sequence[int]) -> str:
     'calibrated:40,150'
     """
     return check_routing("calibrated:" + ",".join(map(str, learnt)))
+
+
+def sides_between(scales: Sequence[int], rule: str) -> tuple[range, ...]:
+    """The whole sides that the routing `rule` sends to each scale and that are not above it, but
+    for the smallest, which has itself alone: below it nothing is between scales.
+
+    A scale to which thresholds leave no such side has itself alone, too.
+
+    >>> sides_between((16, 32, 64), "nearest")
+    (range(16, 17), range(25, 33), range(49, 65))
+    """
+    edges = (*thresholds(tuple(scales), rule), NEVER)
+    found = [range(scales[0], scales[0] + 1)]
+    for below, above, scale in zip(edges, edges[1:], scales[1:]):
+        sides = range(math.floor(below) + 1, min(math.floor(above), scale) + 1)
+        found.append(sides or range(scale, scale + 1))
+    return tuple(found)
 
 
 VIEWS = ("all", "native", "down")

@@ -20,16 +20,31 @@ def resize_batch(x: Tensor, side: int) -> Tensor:
     return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
-def make_views(x: Tensor, scales: Sequence[int]) -> list[Tensor]:
-    """One view of the batch `x` per scale, in the order of `scales`."""
+def make_views(x: Tensor, scales: Sequence[int], sizes: Sequence[int] = ()) -> list[Tensor]:
+    """One view of the batch `x` per scale, in the order of `scales`.
+
+    sizes: for each, the side to which the batch is reduced before it is brought to the scale; the
+    scale itself where it is not.
+    """
     x = x.as_subclass(torch.Tensor)
-    return [resize_batch(x, scale) for scale in scales]
+    return [rescale_view(x, size, scale) for size, scale in zip(sizes or scales, scales)]
 
 
-def rescale_view(x: Tensor, size: int, canonical: int) -> Tensor:
-    """The batch `x` reduced to `size` and brought up to `canonical` again.
+def draw_side(scale: int, sides: Sequence[int], share: float) -> int:
+    """With the chance `share` one of `sides`, each as likely as any other, else `scale`.
+
+    Drawn from torch's own generator on the CPU, from which nothing is drawn where `sides` holds
+    `scale` alone.
+    """
+    if tuple(sides) == (scale,) or float(torch.rand(())) >= share:
+        return scale
+    return sides[int(torch.randint(len(sides), ()))]
+
+
+def rescale_view(x: Tensor, size: int, scale: int) -> Tensor:
+    """The batch `x` reduced to `size` and brought up to `scale`.
 
     Multi-scale training sees images this way (Section VI-C): rescaled, then upsampled to the
     model's one input size.
     """
-    return resize_batch(resize_batch(x.as_subclass(torch.Tensor), size), canonical)
+    return resize_batch(resize_batch(x.as_subclass(torch.Tensor), size), scale)

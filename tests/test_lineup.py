@@ -161,6 +161,15 @@ def test_a_detached_term_is_of_the_entries_that_have_si(base):
     ]
 
 
+def test_sizes_between_scales_are_of_the_entries_that_have_several(base):
+    reduced = base.with_values({"train.reduced": 0.5}, "test")
+    found = entry_recipes(reduced, entries_of(*METHODS, "msun@16,24", "san@24"))
+    assert {name: recipe.train.reduced for name, recipe in found.items()} == {
+        **dict.fromkeys(("vanilla", "mst", "san@24"), 0.0),
+        **dict.fromkeys(("msun", "snet", "rsnet", "san", "msun@16,24"), 0.5),
+    }
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [

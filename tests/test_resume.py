@@ -21,7 +21,7 @@ from msun_fastai.runfolder import check_same_processes, unfinished_recipe
 
 # 5 batches an epoch; what differs between them is what a checkpoint has to hold
 KINDS = {
-    "one cycle": {},
+    "one cycle, sizes between the scales": {"train.reduced": 0.5},
     "cosine, sgd, native views, averaged": {
         "train.schedule": "cosine",
         "train.warmup": 0.5,

@@ -9,6 +9,7 @@ from msun_fastai.scales import (
     parse_scales,
     parse_sizes,
     route,
+    sides_between,
     sweep_sizes,
     target_scale,
     thresholds,
@@ -41,6 +42,31 @@ def test_routing_table(size, expected):
 def test_every_scale_is_routed_to_itself():
     for rule in ("nearest", "up"):
         assert [route(s, SCALES, rule) for s in SCALES] == list(SCALES)
+
+
+@pytest.mark.parametrize(
+    ("rule", "middle", "large"),
+    [
+        ("nearest", (81, 128), (177, 224)),
+        ("up", (33, 128), (129, 224)),
+        ("calibrated:40,150", (41, 128), (151, 224)),
+        ("calibrated:40,100", (41, 100), (101, 224)),  # 128 itself goes to the largest
+        ("calibrated:127,223", (128, 128), (224, 224)),
+        ("calibrated:90,90", (128, 128), (91, 224)),  # nothing goes to the middle
+        ("calibrated:140,1000000", (128, 128), (224, 224)),  # what does is above it
+    ],
+)
+def test_sides_between(rule, middle, large):
+    found = sides_between(SCALES, rule)
+    assert [(of[0], of[-1]) for of in found] == [(32, 32), middle, large]
+
+
+@pytest.mark.parametrize("rule", ["nearest", "up", "calibrated:12,40", "calibrated:20,28"])
+def test_sides_between_are_those_that_routing_sends_there(rule):
+    scales = (16, 25, 64)
+    for scale, sides in zip(scales[1:], sides_between(scales, rule)[1:]):
+        assert list(sides) == [s for s in range(1, scale + 1) if route(s, scales, rule) == scale]
+    assert [list(of) for of in sides_between((48,), "nearest")] == [[48]]
 
 
 @pytest.mark.parametrize(

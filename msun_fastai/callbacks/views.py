@@ -12,7 +12,7 @@ from fastai.learner import Metric, Recorder
 from torch import Tensor
 
 from msun_fastai.scales import VIEWS, check_choice, view_scales
-from msun_fastai.views import make_views, rescale_view, resize_batch
+from msun_fastai.views import draw_side, make_views, rescale_view, resize_batch
 
 
 class MultiScaleViews(Callback):
@@ -21,7 +21,9 @@ class MultiScaleViews(Callback):
     scales: those at which the model takes images. views: which of them a batch gives, by its own
     side (see `view_scales`). random_sizes: multi-scale training instead, which reduces the batch
     to `draws` of these sides, drawn for each batch, and brings it up to the canonical scale again.
-    ce_weight: what the sum is multiplied by, 1 in all papers (alpha in Eq. 4 of SAN).
+    ce_weight: what the sum is multiplied by, 1 in all papers (alpha in Eq. 4 of SAN). reduced: the
+    share of the views that are reduced first, to one of the `sides` of their scale (see
+    `scales.sides_between`) drawn for each batch and view, and brought up to the scale again.
 
     The views are made on the batch's device. The loss that is backpropagated is the sum over the
     views; the one that is shown is their mean, which compares with the validation loss. Mixed
@@ -33,7 +35,8 @@ class MultiScaleViews(Callback):
     # MixedPrecision (10) rescale the loss and leave autocast in after_loss
     run_valid = False
 
-    ce_weight = 1.0  # of those that were pickled before it was a choice
+    # of those that were pickled before they were choices
+    ce_weight, reduced = 1.0, 0.0
 
     def __init__(
         self,
@@ -42,10 +45,13 @@ class MultiScaleViews(Callback):
         random_sizes: Sequence[int] = (),
         draws: int = 1,
         ce_weight: float = 1.0,
+        reduced: float = 0.0,
+        sides: Sequence[Sequence[int]] = (),
     ):
         self.scales, self.views = tuple(scales), check_choice("views", views, VIEWS)
         self.random_sizes, self.draws = tuple(random_sizes), draws
         self.ce_weight = ce_weight
+        self.reduced, self.sides = reduced, dict(zip(self.scales, sides))
 
     def before_fit(self) -> None:
         self.learn.terms = {}
@@ -57,7 +63,14 @@ class MultiScaleViews(Callback):
             sizes = [self.random_sizes[i] for i in drawn.tolist()]
             self.learn.xb = tuple(rescale_view(x, size, self.scales[-1]) for size in sizes)
         else:
-            self.learn.xb = tuple(make_views(x, view_scales(x.shape[-1], self.scales, self.views)))
+            scales = view_scales(x.shape[-1], self.scales, self.views)
+            self.learn.xb = tuple(make_views(x, scales, self._sizes(scales)))
+
+    def _sizes(self, scales: Sequence[int]) -> Sequence[int]:
+        """The sides to which views at `scales` are reduced first."""
+        if not self.reduced:  # nothing is drawn either
+            return scales
+        return [draw_side(scale, self.sides[scale], self.reduced) for scale in scales]
 
     def after_pred(self) -> None:
         self.learn.view_features = self.pred.features

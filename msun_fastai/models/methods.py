@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msun_fastai.errors import UserError
-from msun_fastai.scales import check_choice
+from msun_fastai.scales import check_choice, sides_between
 
 ALIGNMENTS = ("canonical", "native")
 CONSISTENCIES = ("si", "sd", "ensemble", "none")
@@ -63,6 +63,27 @@ class Method:
                 f"consistency: {self.name} {why}; it takes {' or '.join(sorted(fitting))}"
             )
         return kind
+
+    def reductions(self, scales: Sequence[int], routing: str) -> tuple[range, ...]:
+        """The sides to which a training view may be reduced first, for each of `entries`: those
+        between the scales that `routing` sends there. Raises `UserError` where there are none."""
+        if self.random_sizes:
+            raise UserError(
+                f"reduced: {self.name} draws a size for every batch already; leave it out"
+            )
+        entries = self.entries(scales)
+        if len(entries) == 1:
+            raise UserError(
+                f"reduced: {self.name} has one scale here, {entries[0]}, and no sizes between "
+                "scales; leave it out, or take mst"
+            )
+        sides = sides_between(entries, routing)
+        if all(tuple(of) == (scale,) for of, scale in zip(sides, entries)):
+            raise UserError(
+                f"reduced: routing {routing} sends no size between the scales "
+                f"{','.join(map(str, entries))} to the larger one; leave it out"
+            )
+        return sides
 
 
 METHODS: dict[str, Method] = {
