@@ -17,7 +17,8 @@ from msun_fastai.losses import DISTANCES
 from msun_fastai.models.heads import refuse_fitted
 from msun_fastai.models.methods import METHODS, find_method
 from msun_fastai.models.net import NetConfig
-from msun_fastai.models.saving import find_model_folder, load_model_folder
+from msun_fastai.models.plain import check_plain, is_folder
+from msun_fastai.models.saving import find_model_folder, folder_config, load_model_folder
 from msun_fastai.probe import PROTOCOLS
 from msun_fastai.processes import is_main, process_rank
 from msun_fastai.recipe import VERBS, DataSection, ModelSection, Recipe
@@ -77,14 +78,21 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
             f"views {options.views}: the processes' batches of a stream would not be of one scale; "
             "take views all, or a local copy"
         )
-    if model.weights is not None and not Path(model.weights).is_file():
-        raise UserError(f"weights {model.weights}: no such file")
     if model.weights is not None and model.start is not None:
         raise UserError("model.start, model.weights: two networks to start from; choose one")
+    if model.weights is not None:
+        _check_weights(model.weights, model.arch)
     if recipe.baseline is not None:
         _check_baseline(recipe)
     if run_dir is not None and is_main():
         is_unfinished(Path(run_dir))
+
+
+def _check_weights(weights: str, arch: str) -> None:
+    if is_folder(weights):
+        check_plain(folder_config(weights).config, arch, f"weights {weights}")
+    elif not Path(weights).is_file():
+        raise UserError(f"weights {weights}: no such file or folder")
 
 
 def _check_calibration(recipe: Recipe) -> None:
@@ -158,9 +166,12 @@ def _left_out(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _seed_of_parts(recipe: Recipe, parent: Recipe | None) -> int | None:
-    """What draws the parts of the data: on its parent's own data the parent's seed, unless the
-    recipe has one. In other parts some images that the parent learnt from would be measured."""
+def seed_of_parts(recipe: Recipe) -> int | None:
+    """What draws the parts of the data: on the data of the trained network that the recipe starts
+    from that network's own seed, unless the recipe has one. In other parts some images that the
+    network learnt from would be measured."""
+    origin = recipe.model.start or recipe.model.weights
+    parent = None if origin is None else run_recipe(origin)
     if recipe.data.seed is not None or parent is None:
         return recipe.data.seed
     ours, theirs = recipe.data, parent.data
@@ -175,17 +186,24 @@ def _place(path: str | None) -> Path | None:
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe with what it leaves open written out: its method's own choices, and the network
-    and preprocessing of the trained model that it starts from."""
+    and preprocessing of the trained model that it starts from; of one whose weights it takes, the
+    resize rule, unless the recipe names one."""
     if recipe.model.start is not None:
         saved = load_model_folder(recipe.model.start)
-        refuse_fitted(saved, recipe.model.start)
+        refuse_fitted(saved.model.config, recipe.model.start)
         network = saved.model.config.as_dict()
         for name in ("n_classes", "ensemble", "test_size"):  # what data and consistency say
             network.pop(name)
         values = {f"model.{key}": value for key, value in network.items()}
         values |= {"data.resize": saved.preprocessing.resize, "model.pretrained": False}
         values["model.start"] = str(Path(recipe.model.start).resolve())  # to go on from anywhere
-        values["data.seed"] = _seed_of_parts(recipe, run_recipe(recipe.model.start))
+        values["data.seed"] = seed_of_parts(recipe)
+        recipe = recipe.with_values(values, "recipe")
+    elif recipe.model.weights is not None and is_folder(recipe.model.weights):
+        values = {"model.weights": str(Path(recipe.model.weights).resolve())}
+        values["data.seed"] = seed_of_parts(recipe)
+        if "resize" not in recipe.data.model_fields_set:
+            values["data.resize"] = folder_config(recipe.model.weights).preprocessing.resize
         recipe = recipe.with_values(values, "recipe")
     model, method = recipe.model, find_method(recipe.model.method)
     named = recipe.consistency.kind

@@ -145,13 +145,14 @@ def msun_learner(
     `NetConfig`. views: policy `all`, `native` or `down`, that of `dls` by default. consistency:
     `si`, `sd`, `ensemble`, `none`, or a `Consistency` with its numbers; the method's own by
     default. reduced: the share of the training views that are first reduced to a size between the
-    scales. weights: a state-dict file or one of torchvision's enum, instead of its default. start:
-    a trained model, or the run folder of one, whose network is taken with its own backbone, method,
-    scales, routing and normalisation, and a new classifier unless the classes are the same; the
-    options of the network are not used then. n_out: number of classes, from `dls` by default.
-    scale_metrics: show the accuracy at each scale while training. `learner_options` go to
-    `Learner`. A pretrained model comes frozen up to its head, as fastai's learners do. Raises
-    `UserError`.
+    scales. weights: a state-dict file, one of torchvision's enum instead of its default, or the run
+    folder of a network of one scale with this backbone, whose normalisation comes along, and
+    its classifier where the classes are the same. start: a trained model, or the run folder of one,
+    whose network is taken with its own backbone, method, scales, routing and normalisation, and a
+    new classifier unless the classes are the same; the options of the network are not used then.
+    n_out: number of classes, from `dls` by default. scale_metrics: show the accuracy at each scale
+    while training. `learner_options` go to `Learner`. A pretrained model comes frozen up to its
+    head, as fastai's learners do. Raises `UserError`.
     """
     if not isinstance(dls.train, NativeDL):
         raise UserError(
@@ -181,8 +182,8 @@ def msun_learner(
             meta_hidden=meta_hidden,
             ensemble=has_ensemble(method, dls.train.scales, consistency, policy),
         )
-        model = build_net(config, pretrained, weights)
-        stats = input_stats(config.arch)
+        model = build_net(config, pretrained, weights, [str(c) for c in dls.vocab])
+        stats = input_stats(config.arch, weights)
     entries = model.entry_scales
     views = policy if len(entries) > 1 else "all"
     dls = with_scales(dls, entries, views, routing=config.routing)

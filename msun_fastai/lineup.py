@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import torch
 from rich.console import Console
 
-from msun_fastai.choices import resolved
+from msun_fastai.choices import resolved, seed_of_parts
 from msun_fastai.data.chosen import load_source
 from msun_fastai.devices import pick_device
 from msun_fastai.entries import Entry, entry_recipes
@@ -107,7 +107,8 @@ def _same_images(base: Recipe) -> Recipe:
         raise UserError("data.stream: networks are tested on a local copy; leave it out")
     values: dict[str, Any] = {}
     if base.data.seed is None:
-        values["data.seed"] = base.train.seed
+        of_parent = seed_of_parts(base)
+        values["data.seed"] = base.train.seed if of_parent is None else of_parent
     if "report" not in base.train.model_fields_set:  # seconds of pictures, for each
         values["train.report"] = False
     return base.with_values(values, "methods")

@@ -64,8 +64,10 @@ class DataSection(Section):
 class ModelSection(Section):
     """The network: see `NetConfig`. What is not set is the method's own.
 
-    start: a run folder or model folder whose trained network is the one to start from, with its own
-    backbone, method and scales, instead of a new one.
+    weights: instead of the published ones, those in a state-dict file, or of the trained network in
+    a run folder or model folder that has this backbone and one scale. start: a run folder or model
+    folder whose trained network is the one to start from, with its own backbone, method and scales,
+    instead of a new one.
     """
 
     arch: str = "resnet50"

@@ -126,7 +126,14 @@ def options(
         bool | None,
         typer.Option("--pretrained/--no-pretrained", help="Start from ImageNet weights."),
     ] = None,
-    weights: Annotated[Text, typer.Option(help="Start from this state-dict file instead.")] = None,
+    weights: Annotated[
+        Text,
+        typer.Option(
+            help="Start from this state-dict file instead, or from the run folder of a network "
+            "of one scale with the same backbone.",
+            metavar="FILE|RUN",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most N images in each part.")] = None,
     on_bad_image: Annotated[
         Text,

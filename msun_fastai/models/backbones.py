@@ -15,6 +15,8 @@ from torchvision.models import get_model
 from msun_fastai.errors import UserError
 from msun_fastai.models.meta import on_meta
 
+IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of every torchvision classifier
+
 
 class InceptionInput(nn.Module):
     """The first lines of torchvision's GoogLeNet and Inception v3, as a module.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from msun_fastai.errors import UserError
 from msun_fastai.models.families import find_family
-from msun_fastai.models.net import MultiScaleNet
+from msun_fastai.models.net import MultiScaleNet, NetConfig
 from msun_fastai.models.saving import SavedModel
 
 ENSEMBLE = "ensemble."  # how the names of an ensemble's weights begin
@@ -49,7 +49,7 @@ def with_classes(
     it was trained on, in the same order. ensemble: whether it has one, see `NetConfig`; as before
     where it is None.
     """
-    refuse_fitted(saved)
+    refuse_fitted(saved.model.config)
     old = saved.model
     kept = old.config.ensemble if ensemble is None else ensemble
     config = replace(old.config, n_classes=len(classes), ensemble=kept)
@@ -66,11 +66,12 @@ def with_classes(
     return net.to(next(old.parameters()).device).train(old.training)
 
 
-def refuse_fitted(saved: SavedModel, name: str = "this network") -> None:
+def refuse_fitted(config: NetConfig, name: str = "this network") -> None:
     """Raise `UserError` for a network that was fitted to one size: it has lost its scales."""
-    size = saved.model.config.test_size
-    if size is not None:
-        raise UserError(f"{name}: is calibrated for {size} pixels alone; start from its parent")
+    if config.test_size is not None:
+        raise UserError(
+            f"{name}: is calibrated for {config.test_size} pixels alone; start from its parent"
+        )
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from msun_fastai import __version__
 from msun_fastai.data.resize import RESIZE_RULES
 from msun_fastai.errors import UserError
 from msun_fastai.files import replacing, write_json
+from msun_fastai.models.backbones import IMAGENET_STATS
 from msun_fastai.models.checked import check_weights, digest, read_json
 from msun_fastai.models.families import find_family
 from msun_fastai.models.net import MultiScaleNet, NetConfig
-from msun_fastai.models.weights import IMAGENET_STATS
 from msun_fastai.scales import check_choice
 
 FORMAT = 3
@@ -127,7 +127,7 @@ def load_shared(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class _Config:
+class FolderConfig:
     """What `config.json` says; checksum: the SHA-256 of the weights, whatever type it has there."""
 
     config: NetConfig
@@ -136,7 +136,13 @@ class _Config:
     checksum: object
 
 
-def _read_config(file: Path) -> _Config:
+def folder_config(run: Path | str) -> FolderConfig:
+    """What a run folder or model folder says of its model; its weights are not looked at. Raises
+    `UserError`."""
+    return _read_config(find_model_folder(run) / CONFIG_FILE)
+
+
+def _read_config(file: Path) -> FolderConfig:
     data = read_json(file)
     try:
         if data["format"] != FORMAT:
@@ -155,7 +161,7 @@ def _read_config(file: Path) -> _Config:
     if len(classes) != config.n_classes or not all(isinstance(c, str) for c in classes):
         raise UserError(f"{file}: {len(classes)} class names for {config.n_classes} classes")
     check_choice("resize", preprocessing.resize, RESIZE_RULES)
-    return _Config(config, classes, preprocessing, checksum)
+    return FolderConfig(config, classes, preprocessing, checksum)
 
 
 def _check_numbers(preprocessing: Preprocessing) -> None:

@@ -1,9 +1,10 @@
-"""Starting weights: torchvision's ImageNet weights, or a file of the user's."""
+"""Starting weights: torchvision's ImageNet weights, a file of the user's, or a trained network."""
 
 from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -14,29 +15,38 @@ from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 from msun_fastai.errors import UserError
 from msun_fastai.models import timm_names
-from msun_fastai.models.backbones import Family
+from msun_fastai.models.backbones import IMAGENET_STATS, Family
 from msun_fastai.models.families import find_family
 from msun_fastai.models.net import MultiScaleNet, NetConfig
+from msun_fastai.models.plain import is_folder, plain_state
+from msun_fastai.models.saving import folder_config
 
 ADVICE = "give --weights FILE (a state dict) or --no-pretrained"
-IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of every torchvision classifier
 
 
 def build_net(
-    config: NetConfig, pretrained: bool = False, weights: Path | str | WeightsEnum | None = None
+    config: NetConfig,
+    pretrained: bool = False,
+    weights: Path | str | WeightsEnum | None = None,
+    classes: Sequence[str] | None = None,
 ) -> MultiScaleNet:
     """The network of `config`, from random weights, published ones (`pretrained`), or `weights`.
 
     Published are torchvision's default weights, or timm's for a name of timm's; `weights` is a
-    state-dict file or a member of torchvision's enum.
+    state-dict file, a member of torchvision's enum, or the run folder or model folder of a network
+    of one scale with the same backbone. classes: their names, where they are known.
 
-    Every subnet starts from the given shallow layers. The classifier is new unless the file's has
-    as many classes. Raises `UserError` where weights cannot be had or do not fit.
+    Every subnet starts from the given shallow layers. The classifier is new unless the given one
+    has as many classes, and a folder's the same `classes`. Raises `UserError` where weights cannot
+    be had or do not fit.
     """
     family = find_family(config.arch)
     network = family.build(config.arch, config.n_classes)
     if isinstance(weights, WeightsEnum):
         load_backbone(network, torchvision_state(weights), family, str(weights))
+    elif is_folder(weights):
+        state = plain_state(str(weights), config.arch, classes)
+        load_backbone(network, state, family, f"weights {weights}")
     elif weights is not None:
         load_backbone(network, read_state(weights), family, str(weights))
     elif pretrained:
@@ -53,8 +63,12 @@ def imagenet_state(arch: str) -> dict[str, Tensor]:
     return torchvision_state(get_model_weights(arch).DEFAULT)
 
 
-def input_stats(arch: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel (of values from 0 to 1) that `arch` expects."""
+def input_stats(arch: str, weights: object = None) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel (of values from 0 to 1) that `arch` expects, or the
+    network of the run or model folder `weights` if they are one."""
+    if is_folder(weights):
+        own = folder_config(str(weights)).preprocessing
+        return own.mean, own.std
     if find_family(arch).timm_module:
         return timm_names.input_stats(arch, IMAGENET_STATS)
     return IMAGENET_STATS
