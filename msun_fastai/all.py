@@ -2,6 +2,7 @@
 
 from fastai.vision.all import *  # noqa: F403  a notebook wants fastai's names beside ours
 
+from msun_fastai.callbacks.alignment import aligning
 from msun_fastai.callbacks.consistency import (
     EnsembleDistillation,
     ScaleDistillation,
@@ -13,7 +14,7 @@ from msun_fastai.data.native import NativeImage
 from msun_fastai.data.native_dl import NativeDL, NativeImageBlock
 from msun_fastai.interpret import MultiScaleInterpretation
 from msun_fastai.learner import Consistency, msun_cbs, msun_learner, save_learner
-from msun_fastai.losses import ensemble_loss, sd_loss, si_loss
+from msun_fastai.losses import alignment_loss, ensemble_loss, sd_loss, si_loss
 from msun_fastai.models.ideal import ideal_network, proxy_network
 from msun_fastai.models.moments import recalibrate
 from msun_fastai.models.net import MultiScaleNet, MultiScaleOutput, NetConfig

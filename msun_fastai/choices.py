@@ -53,6 +53,8 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
     check_choice("precision", options.precision, PRECISIONS)
     check_choice("protocol", recipe.probe.protocol, PROTOCOLS)
     _check_calibration(recipe)
+    if options.align:
+        _check_alignment(recipe)
     if options.log is not None:
         check_log(options.log)
     if recipe.verb == "pretrain" and (model.pretrained or model.weights is not None):
@@ -86,6 +88,22 @@ def check_choices(recipe: Recipe, run_dir: Path | str | None) -> None:
         _check_baseline(recipe)
     if run_dir is not None and is_main():
         is_unfinished(Path(run_dir))
+
+
+def _check_alignment(recipe: Recipe) -> None:
+    model = recipe.model
+    if recipe.verb not in ("pretrain", "finetune"):
+        raise UserError(f"train.align: {recipe.verb} trains no subnets; leave it 0")
+    if not model.is_trained:
+        raise UserError(
+            "train.align: random weights give nothing to align with; give --weights or --model, or "
+            "leave it 0"
+        )
+    method, scales = model.method, tuple(model.scales)
+    if model.start is not None:
+        network = folder_config(model.start).config
+        method, scales = network.method, network.entries
+    find_method(method).check_aligns(scales)
 
 
 def _check_weights(weights: str, arch: str) -> None:
@@ -146,6 +164,8 @@ def method_recipe(recipe: Recipe, name: str, own: Mapping[str, Any] | None = Non
     values |= {"consistency.kind": None, "model.alignment": None, "model.norm": None}
     if not method.private_shallow:
         values["model.grids"] = None
+    if not method.aligns:
+        values["train.align"] = 0
     if not method.generated:
         values["model.meta_hidden"] = 0
     if len(method.entries(recipe.model.scales)) == 1:  # learnt thresholds do not fit it

@@ -65,6 +65,18 @@ def si_loss(features: Sequence[Tensor], distance: str = "mse", detach: bool = Fa
     return torch.stack(pairs).sum() if pairs else pooled[0].new_zeros(())
 
 
+def alignment_loss(features: Sequence[Tensor], distance: str = "mse") -> Tensor:
+    """The distance D of each smaller scale's features from the canonical ones, summed.
+
+    features: as `si_loss` takes them, the canonical scale's last, a constant here. Where two grids
+    differ both are averaged down to the smaller one. Ours; the papers train by labels throughout.
+    """
+    dist = DISTANCES[check_choice("distance", distance, DISTANCES)]
+    *smaller, canonical = [f.float() for f in features]
+    pairs = [pool_to_smallest([f, canonical.detach()]) for f in smaller]
+    return torch.stack([dist(own, target) for own, target in pairs]).sum()
+
+
 def floored(loss: Tensor, floor: float = 0.0) -> Tensor:
     """max(L_SI, lambda) of Eq. 8: below the floor the term is constant and gives no gradient."""
     return loss.clamp(min=floor)

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fastai.learner import Learner
 from rich.console import Console
 from torch import Tensor, nn
 
+from msun_fastai.callbacks.alignment import aligning
 from msun_fastai.callbacks.step import TrainingStep
 from msun_fastai.choices import check_choices
 from msun_fastai.errors import TrainingError, UserError
@@ -29,7 +30,7 @@ from msun_fastai.recipe import Recipe
 from msun_fastai.run import Prepared, prepare
 from msun_fastai.runfolder import is_unfinished, new_run_folder
 from msun_fastai.scales import view_scales
-from msun_fastai.training import HEAD_EPOCHS, fits
+from msun_fastai.training import HEAD, fits
 
 TRIAL = 4  # images in the steps that are timed on a CPU,
 TRIAL_SIDE = 224  # of this side; of smaller ones as many pixels
@@ -53,14 +54,16 @@ def plan(recipe: Recipe, console: Console) -> dict[str, Any]:
     recipe, learn, train = ready.recipe, ready.learn, ready.recipe.train
     net = learn.model
     cached = recipe.verb == "linear-probe" and recipe.probe.protocol == "cached"
-    epochs = 1 if cached else train.epochs + HEAD_EPOCHS * (len(fits(recipe, learn)) - 1)
+    epochs = 1 if cached else sum(fit.epochs for fit in fits(recipe, learn))
     sides = batches_by_side(learn)
     macs = {s: count_macs(net.at_scale(i), s) for i, s in enumerate(net.entry_scales)}
     seconds, activations = 0.0, 0.0
     for side, batches in sides.items():
         took, held = (try_forward if cached else try_steps)(ready, side)
-        seconds += batches * epochs * took
+        seconds += batches * (epochs - train.align) * took
         activations = max(activations, held)
+        if train.align:
+            seconds += batches * train.align * try_steps(ready, side, align=True)[0]
     weights = count_params(net)
     found = {
         "recipe": recipe.model_dump(),
@@ -146,14 +149,15 @@ def trial_size(device: torch.device, bs: int, side: int) -> int:
     return min(bs, max(TRIAL, TRIAL * TRIAL_SIDE**2 // side**2))
 
 
-def try_steps(ready: Prepared, side: int) -> tuple[float, float]:
+def try_steps(ready: Prepared, side: int, align: bool = False) -> tuple[float, float]:
     """Seconds of a training step with a batch of `side`, and the bytes kept for its way back.
 
-    Measured on random images, a part of the batch on a CPU, and multiplied up to it.
+    Measured on random images, a part of the batch on a CPU, and multiplied up to it. align: of a
+    step that aligns the subnets.
     """
     learn = ready.learn
     n = trial_size(learn.dls.device, learn.dls.train.bs, side)
-    with training_step(ready, side, n) as step:
+    with training_step(ready, side, n, align) as step:
         with kept_for_backward(learn.model) as held:
             step()
         took = _timed(step, learn.dls.device)
@@ -162,9 +166,12 @@ def try_steps(ready: Prepared, side: int) -> tuple[float, float]:
 
 
 @contextmanager
-def training_step(ready: Prepared, side: int, n: int) -> Iterator[Callable[[], None]]:
-    """The step that the run trains by, to be called again and again: on one batch of `n` random
-    images of `side`, with its views, its terms, the way back and the optimizer's step."""
+def training_step(
+    ready: Prepared, side: int, n: int, align: bool = False
+) -> Iterator[Callable[[], None]]:
+    """The step that the run trains by, or aligns its subnets by (`align`), to be called again and
+    again: on one batch of `n` random images of `side`, with its views, its terms, the way back and
+    the optimizer's step."""
     recipe, learn = ready.recipe, ready.learn
     device = learn.dls.device
     batch = (
@@ -172,9 +179,12 @@ def training_step(ready: Prepared, side: int, n: int) -> Iterator[Callable[[], N
         torch.arange(n, device=device) % len(learn.dls.vocab),
     )
     probe = recipe.verb == "linear-probe"
-    with learn.added_cbs([TrainingStep(recipe.train.precision, print)]), learn.no_logging():
-        learn.create_opt()
-        (learn.freeze if probe else learn.unfreeze)()
+    alone = aligning(learn, recipe.consistency.distance) if align else nullcontext()
+    step = TrainingStep(recipe.train.precision, print)
+    with learn.added_cbs([step]), learn.no_logging(), alone:
+        if not align:
+            learn.create_opt()
+            (learn.freeze if probe else learn.unfreeze)()
         learn.n_epoch, learn.n_iter, learn.dl = 1, 1, learn.dls.train
         for event in ("before_fit", "before_epoch", "before_train"):
             learn(event)
@@ -245,7 +255,7 @@ def find_rate(
     ready = prepare(recipe, console)
     learn = ready.learn
     probe = recipe.verb == "linear-probe"
-    if not probe and len(fits(ready.recipe, learn)) == 1:
+    if not probe and all(fit.part != HEAD for fit in fits(ready.recipe, learn)):
         learn.unfreeze()
     with tempfile.TemporaryDirectory() as scratch:
         learn.path = Path(scratch)  # fastai keeps the weights there to put them back

@@ -18,7 +18,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)))
 NAMED = 22  # characters of a name that a picture has room for
-TERMS = {"si": "SI term", "sd": "scale distillation", "ens": "ensemble distillation"}
+TERMS = {
+    "si": "SI term",
+    "sd": "scale distillation",
+    "ens": "ensemble distillation",
+    "align": "alignment of subnets",
+}
 LOSSES = ("train_loss", "valid_loss", *TERMS)  # `ce` is a sum over the views, on another scale
 RANGE = 30  # times the smallest loss: where the largest is above, the axis is logarithmic
 

@@ -83,6 +83,11 @@ class ModelSection(Section):
     weights: str | None = None
     start: str | None = None
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the network starts from trained weights, whosever."""
+        return self.pretrained or self.weights is not None or self.start is not None
+
 
 class ConsistencySection(Section):
     """What ties the views together: see `Consistency`. What is not set is the method's own.
@@ -103,6 +108,10 @@ class ConsistencySection(Section):
 class TrainSection(Section):
     """How the network is trained.
 
+    align: epochs before all others, without labels, in which the subnets of the smaller scales
+    alone are trained, by one cycle of `lr`, to give what the canonical one gives (as measured by
+    `consistency.distance`); for msun from trained weights. epochs: those that follow.
+
     schedule: `one_cycle`, fastai's (from pretrained weights its `fine_tune`: one epoch on the head
     alone, then `epochs` on everything), or one that trains everything for `epochs`, of which
     `warmup` rise to the highest rate `lr`: `cosine`, the paper's, or `step`, which divides the rate
@@ -121,6 +130,7 @@ class TrainSection(Section):
     every epoch. log: `tensorboard` or `wandb`. report: write `report.html` at the end.
     """
 
+    align: int = Field(0, ge=0)
     epochs: int = Field(5, ge=1)
     bs: int = Field(64, ge=1)
     lr: float = Field(2e-3, gt=0)

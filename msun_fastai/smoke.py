@@ -40,6 +40,7 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
         "model.pretrained": False,
         "model.weights": None,
         "model.start": None,
+        "train.align": 0,  # random weights give nothing to align with
         "train.epochs": EPOCHS,
         "train.warmup": warmup,
         "train.milestones": milestones,

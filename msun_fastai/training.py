@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import fastai.callback.schedule  # noqa: F401  gives learners fit_one_cycle
 from fastai.callback.channelslast import ChannelsLast
@@ -17,6 +17,7 @@ from fastai.callback.training import BnFreeze, GradientClip
 from fastai.learner import Learner
 from rich.console import Console
 
+from msun_fastai.callbacks.alignment import aligning
 from msun_fastai.callbacks.average import WeightAverage
 from msun_fastai.callbacks.best import BestModel, EarlyStop
 from msun_fastai.callbacks.checkpoint import Checkpoints
@@ -37,22 +38,39 @@ from msun_fastai.stopping import StopRequest
 KEEPS = ("last", "best")
 LOGS = ("tensorboard", "wandb")
 HEAD_EPOCHS = 1  # of fastai's `fine_tune`: the head alone, before everything
-Fit = Callable[[list[Callback]], None]
+ALIGN, HEAD, WHOLE = "align", "head", ""  # of what a fit is
+
+
+class Fit(NamedTuple):
+    """One call of the Learner's `fit`. part: what of the network it trains. run: takes the
+    callbacks that it is watched by."""
+
+    part: str
+    epochs: int
+    run: Callable[[list[Callback]], None]
 
 
 def fits(recipe: Recipe, learn: Learner) -> list[Fit]:
-    """What is trained, one fit after another; each takes the callbacks that it is watched by.
+    """What is trained, one fit after another; the last one is of everything that is trained.
 
-    `cosine` or `step`, and a linear probe, is one fit of everything that is trained. `one_cycle` is
-    fastai's `fine_tune` where the network starts from trained weights, else its `fit_one_cycle`.
+    `cosine` or `step`, and a linear probe, is one fit. `one_cycle` is fastai's `fine_tune` where
+    the network starts from trained weights, else its `fit_one_cycle`. With `train.align` the
+    subnets are aligned before that.
     """
-    train, model = recipe.train, recipe.model
-    started = model.pretrained or model.weights is not None or model.start is not None
+    train = recipe.train
+    found = [Fit(ALIGN, train.align, partial(_align, learn, recipe))] if train.align else []
     if train.schedule in WITH_WARMUP:
-        return [partial(_scheduled, learn, recipe)]
-    if recipe.verb == "linear-probe" or not started:
-        return [partial(_one_cycle, learn, recipe)]
-    return [partial(_head, learn, train), partial(_everything, learn, train)]
+        return [*found, Fit(WHOLE, train.epochs, partial(_scheduled, learn, recipe))]
+    if recipe.verb == "linear-probe" or not recipe.model.is_trained:
+        return [*found, Fit(WHOLE, train.epochs, partial(_one_cycle, learn, recipe))]
+    found.append(Fit(HEAD, HEAD_EPOCHS, partial(_head, learn, train)))
+    return [*found, Fit(WHOLE, train.epochs, partial(_everything, learn, train))]
+
+
+def _align(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
+    """The subnets of the smaller scales alone, see `aligning`."""
+    with aligning(learn, recipe.consistency.distance):
+        learn.fit_one_cycle(recipe.train.align, recipe.train.lr, cbs=cbs)
 
 
 def _scheduled(learn: Learner, recipe: Recipe, cbs: list[Callback]) -> None:
@@ -139,11 +157,10 @@ def train(
             for number, fit in enumerate(todo):
                 if number < saver.starts_with:
                     continue
-                last = number == len(todo) - 1
-                progress.label = recipe.model.method + ("" if last else " head")
-                # the average and the best are of the fit of everything, not of the head's
-                watched = [average, best, EarlyStop(best, tell)] if last else []
-                fit([*cbs, *(cb for cb in watched if cb is not None)])
+                progress.label = f"{recipe.model.method} {fit.part}".rstrip()
+                # the average and the best are of the fit of everything, not of those before it
+                watched = [average, best, EarlyStop(best, tell)] if fit.part == WHOLE else []
+                fit.run([*cbs, *(cb for cb in watched if cb is not None)])
         finally:
             del learn._do_fit  # the class's own again
     kept = folder / "checkpoints" / "best"

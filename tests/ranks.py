@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from msun_fastai.callbacks.alignment import aligning
 from msun_fastai.callbacks.distributed import DistributedTraining
 from msun_fastai.data.loaders import NativeImageDataLoaders
 from msun_fastai.data.shapes import shapes_source
@@ -34,6 +36,7 @@ CASES = {
     "killed": {"views": "all", "drop_last": True},
     "ensemble": {"views": "down", "drop_last": False},
     "san": {"views": "all", "drop_last": True},
+    "aligned": {"views": "down", "drop_last": False},
 }
 METHODS = {"ensemble": "rsnet", "san": "san"}  # msun elsewhere
 
@@ -93,11 +96,12 @@ def train(case, rank, world):
         learn.freeze()
         learn.fit(1, RATE)
         learn.unfreeze()
-    learn.fit(2, RATE)
+    with aligning(learn) if case == "aligned" else nullcontext():
+        learn.fit(2, RATE)
     assert not isinstance(learn.model, DistributedDataParallel)
     return {
         "weights": dict(learn.model.state_dict()),
-        "values": [[float(v) for v in row] for row in learn.recorder.values],
+        "values": [[float(v or 0) for v in row] for row in learn.recorder.values],
         "names": list(learn.recorder.metric_names),
         "validated": [float(v) for v in learn.validate()],
         "shares": shares,

@@ -22,7 +22,7 @@ from msun_fastai.callbacks.distributed import (
 from msun_fastai.errors import UserError
 
 RANKS = Path(ranks.__file__)
-TOGETHER = ("all", "native", "frozen", "ensemble", "san", "batch-norm")
+TOGETHER = ("all", "native", "frozen", "ensemble", "san", "aligned", "batch-norm")
 ALONE = TOGETHER[:-1]  # what batch norm decides is not the same in one process
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -78,7 +78,7 @@ def test_and_with_what_one_process_ends_with(trained, case):
     for row, other in zip(both["values"], alone["values"]):
         assert row == pytest.approx(other, abs=1e-5)
     assert both["validated"] == pytest.approx(alone["validated"], abs=1e-5)
-    terms = {"native": 0, "ensemble": 2}  # elsewhere one that ties the views together
+    terms = {"native": 0, "aligned": 0, "ensemble": 2}  # elsewhere one that ties the views together
     assert len(both["values"][0]) == 7 + terms.get(case, 1)
     if case == "ensemble":
         assert both["weights"]["ensemble.weight"].abs().max() > 1e-4

@@ -44,6 +44,13 @@ KINDS = {
         "train.save_minutes": 60.0,
     },
     "two phases": {"model.weights": "weights.safetensors", "train.epochs": 1},
+    "aligned first, averaged": {
+        "model.weights": "weights.safetensors",
+        "model.alignment": "native",
+        "train.align": 1,
+        "train.epochs": 1,
+        "train.ema": 0.9,
+    },
 }
 
 

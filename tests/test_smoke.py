@@ -81,6 +81,7 @@ def test_whatever_needs_a_file_or_time_is_taken_out(tmp_path):
         "train.patience": 3,
         "train.log": "wandb",
         "train.lr": 1e-4,
+        "train.align": 2,
         "train.warmup": 0.0,
         "consistency.weight": 0.3,
         "probe.protocol": "sgd",
@@ -92,6 +93,7 @@ def test_whatever_needs_a_file_or_time_is_taken_out(tmp_path):
     assert (small.data.limit, small.data.augment) == (9, "rrc")
     assert (small.model.grids, small.model.weights, small.model.start) == (None, None, None)
     train = small.train
+    assert train.align == 0  # there are no trained weights
     assert (train.compile, train.precision, train.patience, train.log) == (
         False,
         "full",

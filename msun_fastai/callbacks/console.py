@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +89,8 @@ class ConsoleProgress(Callback):
 class History(Callback):
     """Every epoch's figures in a CSV file, rewritten whole after each epoch.
 
-    `phase` counts the calls of `fit`: fine-tuning trains the head first, then everything.
+    `phase` counts the calls of `fit`: fine-tuning trains the head first, then everything. Their
+    terms differ, and every row has the columns of all of them so far.
     """
 
     order = ConsoleProgress.order + 1
@@ -105,7 +106,7 @@ class History(Callback):
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         self.rows.append({"phase": self.phase, **row})
         if is_main():
-            write_rows(self.file, self.rows)
+            write_rows(self.file, same_columns(self.rows))
 
     def state_dict(self) -> dict[str, Any]:
         """What has to be saved with a checkpoint."""
@@ -114,6 +115,15 @@ class History(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.phase, self.rows = state["phase"], [dict(row) for row in state["rows"]]
+
+
+def same_columns(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` with the columns of all of them, those that the first one lacks before its last, which
+    is the time; None where a row has no such value."""
+    columns = list(rows[0])
+    for row in rows:
+        columns[-1:-1] = [name for name in row if name not in columns]
+    return [{name: row.get(name) for name in columns} for row in rows]
 
 
 @contextmanager

@@ -40,6 +40,23 @@ class Method:
         """The scales at which the network takes images, ascending; the last is the canonical."""
         return tuple(scales) if self.private_shallow or self.switched else (scales[-1],)
 
+    @property
+    def aligns(self) -> bool:
+        """Whether layers that all scales share stand behind shallow ones of each scale's own, which
+        can then be trained to give those what the canonical ones give."""
+        return self.private_shallow and not self.private_deep
+
+    def check_aligns(self, scales: Sequence[int]) -> None:
+        """Raise `UserError` where there is nothing to align: see `aligns`, and one scale alone."""
+        if not self.aligns:
+            able = " or ".join(name for name, method in METHODS.items() if method.aligns)
+            raise UserError(
+                f"train.align: {self.name} has no subnets of its own before layers that all scales "
+                f"share; it takes {able}"
+            )
+        if len(scales) == 1:
+            raise UserError("train.align: one scale alone has no smaller one to align; leave it 0")
+
     def own_norm(self, scales: Sequence[int]) -> str:
         """The batch norm in what scales share, unless the user says otherwise."""
         return self.norm if len(self.entries(scales)) > 1 else "shared"
