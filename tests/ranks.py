@@ -36,7 +36,7 @@ CASES = {
     "killed": {"views": "all", "drop_last": True},
     "ensemble": {"views": "down", "drop_last": False},
     "san": {"views": "all", "drop_last": True},
-    "aligned": {"views": "down", "drop_last": False},
+    "aligned": {"views": "all", "drop_last": True},
 }
 METHODS = {"ensemble": "rsnet", "san": "san"}  # msun elsewhere
 

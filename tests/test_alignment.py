@@ -132,11 +132,17 @@ def test_everything_is_put_back_after_an_error(make_learner):
     needed = [p.requires_grad for p in learn.model.parameters()]
     cbs = {type(cb) for cb in learn.cbs}
 
+    net, wanted = learn.model, []
+
     def fails(cb):
+        wanted.extend((n, p.requires_grad) for n, p in net.named_parameters())
         raise TrainingError("broken")
 
     with pytest.raises(TrainingError), aligning(learn):
         learn.fit(1, cbs=Callback(after_backward=fails))
+    asked = [n for n, was in wanted if was]
+    assert asked
+    assert all(n.startswith(("subnets.0.", "subnets.1.")) for n in asked)
     assert all(getattr(learn, n) is value for n, value in zip(names, before))
     assert [p.requires_grad for p in learn.model.parameters()] == needed
     assert {type(cb) for cb in learn.cbs} == cbs
@@ -227,6 +233,12 @@ def test_a_trained_network_is_judged_by_its_own_method(recipe_of, tmp_path):
     start = str(save_model_folder(tmp_path / "model", saved))
     with pytest.raises(UserError, match="rsnet has no subnets"):
         check_choices(recipe_of(**{"model.start": start, "train.align": 1}), None)
+
+
+def test_a_learner_without_such_subnets_is_refused(make_learner):
+    learn = make_learner(method="rsnet")
+    with pytest.raises(UserError, match="rsnet has no subnets"), aligning(learn):
+        pass
 
 
 def test_methods_beside_it_leave_it_out(recipe_of):
