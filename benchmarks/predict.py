@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--bs", type=int, help="predict's own choice by default")
     parser.add_argument("--fastai-bs", type=int, default=64, help="fastai's own by default")
     parser.add_argument("--workers", type=int, default=2, help="fastai's processes")
-    parser.add_argument("--parts", type=int, default=5)
+    parser.add_argument("--parts", type=int, default=25)
     parser.add_argument("--memory", type=int, nargs="*", default=[500, 5000])
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     args = parser.parse_args()

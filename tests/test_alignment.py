@@ -23,6 +23,7 @@ from msun_fastai.plan import find_rate, plan
 from msun_fastai.plots import plot_history, read_history
 from msun_fastai.recipe import Recipe
 from msun_fastai.training import fits
+from msun_fastai.views import make_views
 
 QUIET = Console(quiet=True)
 ALIGNED = {"model.weights": "w.safetensors", "train.align": 1, "train.epochs": 1}
@@ -90,6 +91,22 @@ def test_only_the_small_subnets_move(make_learner, options):
     assert moved == {n for n in before if n.startswith(("subnets.0.", "subnets.1."))}
     with torch.no_grad():
         assert torch.equal(net.eval()(x), answers)
+
+
+def test_views_of_sizes_between_the_scales_are_aligned_too(make_learner, monkeypatch):
+    """All that can be: the smallest scale has none below it, the canonical view is the target."""
+    seen = []
+
+    def views(x, scales, sizes):
+        seen.append(dict(zip(scales, sizes)))
+        return make_views(x, scales, sizes)
+
+    learn = started(make_learner, reduced=1.0)
+    monkeypatch.setattr("msun_fastai.callbacks.alignment.make_views", views)
+    align(learn)
+    assert {(s[16], s[64]) for s in seen} == {(16, 64)}
+    assert {s[32] for s in seen} <= set(range(25, 33))
+    assert len({s[32] for s in seen}) > 1
 
 
 def test_the_term_falls_and_the_answers_come_nearer(make_learner):

@@ -3,11 +3,12 @@ canonical one does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fastai.callback.core import Callback
 from fastai.learner import Learner
 from torch import Tensor, nn
 
@@ -69,13 +70,15 @@ class SubnetAlignment(MultiScaleViews):
     their distance as `align`.
 
     views: `all`, or `down`: a subnet sees no image that was made larger. The canonical view is made
-    whatever the batch's side, as a network of one scale sees every image.
+    whatever the batch's side, as a network of one scale sees every image, and is never reduced.
     """
 
     def before_batch(self) -> None:
         (x,) = self.xb
-        sides = {*view_scales(x.shape[-1], self.scales, self.views), self.scales[-1]}
-        self.learn.xb = tuple(make_views(x, sorted(sides)))
+        made = view_scales(x.shape[-1], self.scales, self.views)
+        smaller = [scale for scale in made if scale != self.scales[-1]]
+        scales, sizes = (*smaller, self.scales[-1]), (*self._sizes(smaller), self.scales[-1])
+        self.learn.xb = tuple(make_views(x, scales, sizes))
 
     def after_pred(self) -> None: ...  # they are features, and the loss takes them as they are
 
@@ -93,6 +96,17 @@ class AlignmentLogger(TermLogger):
         self.recorder.log[-1] = None
 
 
+def _batching(net: MultiScaleNet, by_labels: Iterable[Callback]) -> SubnetAlignment:
+    """What makes the views, as what is in its place would: it sees no image made larger either, but
+    where all views are made, and reduces as many of them."""
+    batching = SubnetAlignment(net.entry_scales)
+    for cb in by_labels:
+        if isinstance(cb, MultiScaleViews):
+            batching.views = "all" if cb.views == "all" else "down"
+            batching.reduced, batching.sides = cb.reduced, cb.sides
+    return batching
+
+
 @contextmanager
 def aligning(learn: Learner, distance: str = "mse") -> Iterator[None]:
     """Within it `learn.fit...` trains the subnets of the smaller scales alone, without labels.
@@ -108,8 +122,6 @@ def aligning(learn: Learner, distance: str = "mse") -> Iterator[None]:
     model = FeatureNet(net)
     trained = list(model.smaller.parameters())
     by_labels = [cb for cb in learn.cbs if isinstance(cb, BY_LABELS)]
-    policies = [cb.views for cb in by_labels if isinstance(cb, MultiScaleViews)]
-    views = "all" if policies in ([], ["all"]) else "down"
     usual = learn.loss_func
 
     def loss(pred: Tensor | list[Tensor], *targets: Any) -> Tensor:
@@ -124,7 +136,7 @@ def aligning(learn: Learner, distance: str = "mse") -> Iterator[None]:
     learn.model, learn.loss_func, learn.splitter = model, loss, lambda _: [trained]
     try:
         learn.create_opt()
-        instead = [SubnetAlignment(net.entry_scales, views), AlignmentLogger(["align"])]
+        instead = [_batching(net, by_labels), AlignmentLogger(["align"])]
         with learn.removed_cbs(by_labels), learn.added_cbs(instead):
             yield
     finally:
