@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -101,6 +102,70 @@ def test_a_study_is_run_and_goes_on(place, monkeypatch, capsys):
         trials.train(place, others, console)
 
 
+def made_up():
+    """Figures of every trial, as `results.collected` gives them."""
+    from questions import TRIALS
+    from trials import RULES, SCALES, SIZES
+
+    rng = np.random.default_rng(0)
+
+    def sweep():
+        macs = [1e6 * (1 + i) for i in range(len(SIZES))]
+        accuracy = rng.random(len(SIZES)).tolist()
+        return {"accuracy": accuracy, "macs": macs, "subnet": [64] * len(SIZES), "images": 500} | {
+            "params": 1_000_000
+        }
+
+    def part(trial):
+        found = {"routed": sweep()}
+        if trial.own_sizes:
+            found |= {"native": sweep(), "ideal": sweep()}
+        if trial.rules:
+            rules = {"mean_accuracy": rng.random(), "mean_macs": 1e7}
+            found["rules"] = dict.fromkeys(RULES, rules)
+            found["subnets"] = {str(scale): sweep()["accuracy"] for scale in SCALES}
+        return found
+
+    def run(trial, seed):
+        about = {"commit": "0123456789abcdef", "device": "cpu", "threads": 1, "seconds": 60.0}
+        own = {"own_accuracy": rng.random(), "train_images": 2040, "seed": seed}
+        return {"valid": part(trial), "test": part(trial), **own, **about}
+
+    return {
+        "size": "micro",
+        "sizes": list(SIZES),
+        "trials": {
+            name: {"method": t.method, "values": t.values}
+            | {"runs": [run(t, 42 + i) for i in range(t.seeds)]}
+            for name, t in TRIALS.items()
+        },
+    }
+
+
+def test_a_page_of_figures(tmp_path):
+    """Means and deviations in the tables, differences in the words, plots beside the JSON."""
+    from pages import Differences, draw, readme_table, results_page
+    from questions import QUESTIONS
+    from results import Results
+
+    found = made_up()
+    file, page = tmp_path / "results" / "figures.json", tmp_path / "RESULTS.md"
+    text = results_page(found, file, page)
+    each = np.array([r["test"]["routed"]["accuracy"] for r in found["trials"]["mst"]["runs"]])
+    means = 100 * each.mean(1)
+    assert f"| {means.mean():.1f} ± {means.std(ddof=1):.1f} | 7.0 | 60 |" in text
+    assert all(f"## {q.number}. {q.title}\n" in text for q in QUESTIONS)
+    assert "[the JSON](results/figures.json)" in text
+    assert f"{sum(len(t['runs']) for t in found['trials'].values())} trainings" in text
+    other = np.array([r["test"]["routed"]["accuracy"] for r in found["trials"]["vanilla"]["runs"]])
+    apart = 100 * (each - other)[:, -1]
+    words = f"{Differences(Results(found))['mst less vanilla'][64]}"
+    assert words == f"{apart.mean():+.1f} ± {apart.std(ddof=1):.1f}"
+    assert readme_table(found).splitlines()[3].startswith("| mst | ")
+    draw(Results(found), tmp_path / "plots")
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 3
+
+
 @pytest.mark.parametrize("size", ["micro", "full"])
 def test_the_page_is_what_the_figures_say(size, tmp_path):
     """RESULTS.md and README.md hold no figure that is not in the JSON."""
@@ -110,6 +175,7 @@ def test_the_page_is_what_the_figures_say(size, tmp_path):
     if not file.is_file():
         pytest.skip(f"the study was not run in size {size}")
     found = json.loads(file.read_text(encoding="utf-8"))
-    page = ROOT / "benchmarks" / "RESULTS.md"
+    page = ROOT / "benchmarks" / ("RESULTS.md" if size == "micro" else f"RESULTS-{size}.md")
     assert page.read_text(encoding="utf-8") == results_page(found, file, page)
-    assert readme_table(found) in (ROOT / "README.md").read_text(encoding="utf-8")
+    if size == "micro":
+        assert readme_table(found) in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -53,6 +53,11 @@ def results_file(size: str) -> Path:
     return RESULTS / f"reduced_study_{size}.json"
 
 
+def page(size: str) -> Path:
+    """What is written of a study for readers."""
+    return RESULTS.parent / ("RESULTS.md" if size == "micro" else f"RESULTS-{size}.md")
+
+
 def row(way: Way, before: Results | None, part: str) -> list[Any]:
     """What a trial came to, and what was written of it."""
     if part not in way.found["runs"][0]:
@@ -94,7 +99,7 @@ def main() -> None:
     if given.write:
         from pages import write_pages
 
-        write_pages(found, file, RESULTS.parent / "RESULTS.md")
+        write_pages(found, file, page(given.size))
 
 
 if __name__ == "__main__":

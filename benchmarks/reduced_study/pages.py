@@ -57,10 +57,12 @@ IN_README = ("vanilla", "mst", "msun+si", "best", "snet", "rsnet", "san")
 
 
 def write_pages(found: dict[str, Any], file: Path, page: Path) -> None:
-    """Write the JSON, the plots beside it, the page, and the table in README.md."""
+    """Write the JSON, the plots beside it, the page, and of `micro` the table in README.md."""
     write_json(file, found)
     draw(Results(found), file.parent / file.stem)
     rewrite(page, results_page(found, file, page))
+    if found["size"] != "micro":
+        return
     before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     rewrite(README, "".join((before, MARKS[0], readme_table(found), MARKS[1], after)))
