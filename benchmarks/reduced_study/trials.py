@@ -129,9 +129,7 @@ def trial_recipe(place: Place, trial: Trial, seed: int) -> Recipe:
 
 def plan(place: Place, trials: Sequence[Trial], seeds: int | None = None) -> list[list[Training]]:
     """The trainings of `trials`, in waves: a wave needs those before it. seeds: of each, instead of
-    its own number.
-
-    Raises `UserError` where a run folder holds another run.
+    its own number. Raises `UserError` for values that no recipe has.
     """
     known = {trial.name: trial for trial in trials}
     waves: list[list[Training]] = []
@@ -148,7 +146,8 @@ def plan(place: Place, trials: Sequence[Trial], seeds: int | None = None) -> lis
 
 
 def train(place: Place, waves: Sequence[Sequence[Training]], console: Console) -> None:
-    """Train and test what is not yet there; what was stopped goes on."""
+    """Train and test what is not yet there; what was stopped goes on. Raises `UserError` where a run
+    folder holds another run."""
     for wave in waves:
         todo = [training for training in wave if not training.done]
         for training in todo:
