@@ -146,8 +146,10 @@ def plan(place: Place, trials: Sequence[Trial], seeds: int | None = None) -> lis
 
 
 def train(place: Place, waves: Sequence[Sequence[Training]], console: Console) -> None:
-    """Train and test what is not yet there; what was stopped goes on. Raises `UserError` where a run
-    folder holds another run."""
+    """Train and test what is not yet there; what was stopped goes on.
+
+    Raises `UserError` where a run folder holds another run.
+    """
     for wave in waves:
         todo = [training for training in wave if not training.done]
         for training in todo:
