@@ -69,32 +69,52 @@ def converted(name: str, seeds: int = 1, values: Any = None, **how: Any) -> Tria
 
 def tried() -> list[Trial]:
     """What was tried for the best combination, one thing at a time; chosen on the held-out part."""
-    sd, sd_low = {"consistency.kind": "sd"}, {"consistency.kind": "sd", "train.lr": 5e-4}
+    sd, own = {"consistency.kind": "sd"}, {"model.norm": "per_scale"}
+    low, both = {**sd, "train.lr": 5e-4}, {**sd, **own}
     return [
-        converted("try aligned"),
-        converted("try aligned, sd", values=sd),
-        converted("try aligned, sd, low rate", values=sd_low),
-        converted("try aligned, sd, low rate, reduced", values={**sd_low, "train.reduced": 0.5}),
-        converted("try aligned, sd, low rate, B2", values={**sd_low, "model.blocks": 2}),
-        converted(
-            "try aligned, sd, low rate, per_scale", values={**sd_low, "model.norm": "per_scale"}
-        ),
-        converted(
-            "try aligned, sd, low rate, 4/8/16",
-            values={**sd_low, "model.alignment": "native", "model.grids": NATIVE["4/8/16"]},
+        *(
+            converted("try aligned" + words, values=values)
+            for words, values in (
+                ("", {}),
+                (", sd", sd),
+                (", sd, low rate", low),
+                (", sd, low rate, reduced", {**low, "train.reduced": 0.5}),
+                (", sd, low rate, B2", {**low, "model.blocks": 2}),
+                (", per_scale", own),
+                (", sd, per_scale", both),
+                (", sd, per_scale, rate 0.004", {**both, "train.lr": 4e-3}),
+                (", sd, per_scale, reduced", {**both, "train.reduced": 0.5}),
+                (", sd, per_scale, B2", {**both, "model.blocks": 2}),
+                (", sd, per_scale, 4 epochs", {**both, "train.epochs": 4}),
+                (", sd, per_scale, 8 of alignment", {**both, "train.align": 8}),
+                *(
+                    (
+                        f", sd, per_scale, {grids}",
+                        {**both, "model.alignment": "native", "model.grids": NATIVE[grids]},
+                    )
+                    for grids in NATIVE
+                ),
+            )
         ),
         *(
             msun(f"try {words}", values=values, rules=True)
             for words, values in (
                 ("rate 0.004", {"train.lr": 4e-3}),
                 ("rate 0.001", {"train.lr": 1e-3}),
+                ("sd, per_scale, rate 0.004", {**both, "train.lr": 4e-3}),
                 ("16 epochs", {"train.epochs": 16}),
                 ("label smoothing 0.1", {"train.label_smoothing": 0.1}),
                 ("sd, reduced", {"consistency.kind": "sd", "train.reduced": 0.5}),
             )
         ),
-        network("try mst, 16 epochs", "mst", values={"train.epochs": 16}),
-        network("try vanilla, 16 epochs", "vanilla", values={"train.epochs": 16}),
+        *(
+            network(f"try {method}, {words}", method, values=values)
+            for method in ("mst", "vanilla")
+            for words, values in (
+                ("rate 0.004", {"train.lr": 4e-3}),
+                ("16 epochs", {"train.epochs": 16}),
+            )
+        ),
     ]
 
 
