@@ -131,9 +131,11 @@ def _title(saved: SavedModel, name: str) -> list[str]:
 def _data(metrics: dict[str, Any], recipe: Recipe) -> list[str]:
     part = "test" if metrics["test_images"] else "validation"
     done = "trained on"
-    if recipe.calibration.size is not None:  # the parent's own training is told in its card
-        done = f"a trained network, its {FITTED[recipe.calibration.what]} fitted (FixRes) to "
-        done += f"{recipe.calibration.size} pixels on"
+    if recipe.calibration.fitted_to:  # the parent's own training is told in its card
+        sizes = ", ".join(map(str, recipe.calibration.fitted_to))
+        each = " each" if recipe.calibration.sizes else ""
+        done = f"a trained network, its {FITTED[recipe.calibration.what]} fitted (FixRes) to{each} "
+        done += f"{sizes} pixels on"
     return [
         "## Data",
         "",

@@ -14,6 +14,7 @@ from msun_fastai.fits import CALIBRATED, is_fit
 from msun_fastai.labelled import run_recipe
 from msun_fastai.learner import Consistency
 from msun_fastai.losses import DISTANCES
+from msun_fastai.models.config import FITTED_TO
 from msun_fastai.models.heads import refuse_fitted
 from msun_fastai.models.methods import METHODS, find_method
 from msun_fastai.models.net import NetConfig
@@ -114,15 +115,19 @@ def _check_weights(weights: str, arch: str) -> None:
 
 
 def _check_calibration(recipe: Recipe) -> None:
-    size = recipe.calibration.size
-    check_choice("what", recipe.calibration.what, CALIBRATED)
+    options = recipe.calibration
+    check_choice("what", options.what, CALIBRATED)
     if recipe.verb != "calibrate":
-        if size is not None:
-            raise UserError(f"calibration.size: {recipe.verb} calibrates nothing; leave it out")
+        if options.fitted_to:
+            raise UserError(f"calibration: {recipe.verb} calibrates nothing; leave its size out")
         return
-    if size is None or recipe.model.start is None:
+    if not options.fitted_to or recipe.model.start is None:
         raise UserError("calibrate: it takes a trained network and a size; give --model and --size")
-    check_scales([size], "size")
+    if options.size is not None and options.sizes is not None:
+        raise UserError("calibrate: --size fits to one size alone, --sizes to several; give one")
+    if options.sizes is not None and options.what != "bn":
+        raise UserError("what: with --sizes the batch norms are fitted; leave it bn")
+    check_scales(options.fitted_to, "size" if options.sizes is None else "sizes")
 
 
 def calibration_recipe(parent: str, values: dict[str, Any]) -> Recipe:
@@ -212,7 +217,7 @@ def resolved(recipe: Recipe) -> Recipe:
         saved = load_model_folder(recipe.model.start)
         refuse_fitted(saved.model.config, recipe.model.start)
         network = saved.model.config.as_dict()
-        for name in ("n_classes", "ensemble", "test_size"):  # what data and consistency say
+        for name in ("n_classes", "ensemble", *FITTED_TO):  # what data and consistency say
             network.pop(name)
         values = {f"model.{key}": value for key, value in network.items()}
         values |= {"data.resize": saved.preprocessing.resize, "model.pretrained": False}

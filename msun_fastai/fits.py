@@ -1,4 +1,4 @@
-"""Fits that take no steps of training: a cached linear probe, and a calibration for a test size
+"""Fits that take no steps of training: a cached linear probe, and a calibration for test sizes
 (FixRes)."""
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from msun_fastai.predict import normalize
 from msun_fastai.probe import linear_probe
 from msun_fastai.processes import world
 from msun_fastai.recipe import Recipe
+from msun_fastai.scales import check_scales
 
 HELD_OUT = 0.2  # of the training images, for a probe to choose its strength on
 CALIBRATED = ("bn", "classifier+bn")  # what a calibration fits
@@ -119,7 +120,8 @@ def calibrate(
     check: Callable[[], object] = bool,
 ) -> Fitted:
     """The network of `saved` for images of one size alone: batch norms with the exact statistics of
-    the training images at that size, and, if the recipe says so, a classifier fitted on them.
+    the training images at that size, and, if the recipe says so, a classifier fitted on them; or
+    for several sizes, each with batch norms of its own, see `calibrate_sizes`.
 
     FixRes (Touvron et al. 2019; SAN's Table 7) for a network of one scale; of several scales it is
     that of the nearest, with `san` by the size's own encoding (SAN's ideal inference after
@@ -128,7 +130,10 @@ def calibrate(
     network kept for the size before its statistics were taken again, and after each step.
     Raises `UserError`.
     """
-    size, options = _size(recipe), recipe.calibration
+    options = recipe.calibration
+    if options.sizes is not None:
+        return calibrate_sizes(recipe, saved, source, folder, check)
+    size = _size(recipe)
     bs, workers = recipe.train.bs, recipe.data.workers
     ours = SavedModel(copy.deepcopy(saved.model), saved.classes, saved.preprocessing)
     ours.model.keep_for(size)
@@ -145,7 +150,7 @@ def calibrate(
     unreadable: list[str] = []
     started = time.perf_counter()
     if has_batch_norm(ours.model):
-        images, unreadable = fit_statistics(ours, source.train, size, recipe, check)
+        images, unreadable = fit_statistics(ours, source.train, [size], recipe, check)
         seconds = time.perf_counter() - started
         tested("bn", ours)
         lines.append(f"statistics of {images:,} training images at {size} pixels: {seconds:.1f} s")
@@ -173,6 +178,42 @@ def calibrate(
     return Fitted(ours, seconds, lines, unreadable)
 
 
+def calibrate_sizes(
+    recipe: Recipe,
+    saved: SavedModel,
+    source: Source,
+    folder: Path,
+    check: Callable[[], object] = bool,
+) -> Fitted:
+    """The network of `saved` with batch norms for every one of several input sizes, with the exact
+    statistics of the training images that were brought from that size to its scale.
+
+    How sharp an image is that was brought to a scale depends on the size that it had, and so do the
+    statistics of its features; those that training leaves are of its mix. `saved` is left as it is.
+    `calibration.json` in `folder` has the accuracy at each size, of the parent and of the fitted
+    network. Raises `UserError`.
+    """
+    sizes = check_scales(recipe.calibration.sizes or ())
+    options: dict[str, Any] = {"bs": recipe.train.bs, "workers": recipe.data.workers}
+    found: dict[str, list[float]] = {}
+    ours = SavedModel(copy.deepcopy(saved.model), saved.classes, saved.preprocessing)
+    ours.model.split_by_size(sizes)
+    check()
+    found["parent"] = sweep(saved, source.measured, sizes, **options).accuracy
+    started = time.perf_counter()
+    images, unreadable = fit_statistics(ours, source.train, sizes, recipe, check)
+    seconds = time.perf_counter() - started
+    found["bn"] = sweep(ours, source.measured, sizes, **options).accuracy
+    about = {"parent": recipe.model.start, "sizes": list(sizes), "what": "bn", "accuracy": found}
+    write_json(folder / "calibration.json", {**about, "unreadable": unreadable})
+    before, after = (100 * sum(found[step]) / len(sizes) for step in ("parent", "bn"))
+    lines = [
+        f"statistics of {images:,} training images at {len(sizes)} sizes: {seconds:.1f} s",
+        f"accuracy, the mean over the sizes: {before:.1f} % its parent, {after:.1f} % then",
+    ]
+    return Fitted(ours, seconds, lines, unreadable)
+
+
 def _check_norms(saved: SavedModel, what: str) -> None:
     if what == "bn" and not has_batch_norm(saved.model):
         raise UserError("calibrate: this network has no batch norm; --what classifier+bn fits more")
@@ -186,18 +227,19 @@ def _size(recipe: Recipe) -> int:
 def fit_statistics(
     saved: SavedModel,
     samples: Sequence[Sample],
-    size: int,
+    sizes: Sequence[int],
     recipe: Recipe,
     check: Callable[[], object] = bool,
 ) -> tuple[int, list[str]]:
-    """Exact statistics of `samples` at `size` for the batch norms of `saved`, in place; the number
-    of images, and a reason for each that could not be read. Raises `UserError`."""
+    """Exact statistics of `samples` at each of `sizes`, which are all entries of the network, for
+    the batch norms of `saved`, in place; the number of images, and a reason for each that could not
+    be read. Raises `UserError`."""
     # a batch of one class alone has statistics of its own: the layers behind would be given others
     samples = random.Random(recipe.train.seed).sample(samples, len(samples))
     unreadable: list[str] = []
 
     def batches() -> Iterator[Tensor]:
-        rule, sides = saved.preprocessing.resize, EverySide((size,))
+        rule, sides = saved.preprocessing.resize, EverySide(tuple(sizes))
         bs, workers = recipe.train.bs, recipe.data.workers
         for batch in multi_view_batches(samples, saved.classes, rule, sides, bs, workers):
             if batch.unreadable and recipe.data.on_bad_image == "stop":
@@ -208,9 +250,9 @@ def fit_statistics(
             check()
         refuse_none(len(samples) - len(unreadable), unreadable)
 
-    images = recalibrate(saved.model.at_scale(0), batches())
+    recalibrate(saved.model, batches())  # each view goes to the entry of its own size
     refuse_too_many(unreadable, len(unreadable), len(samples), recipe.data.max_bad)
-    return images, unreadable
+    return len(samples) - len(unreadable), unreadable
 
 
 def check_parent(recipe: Recipe, classes: Sequence[str]) -> None:
@@ -225,5 +267,8 @@ def check_parent(recipe: Recipe, classes: Sequence[str]) -> None:
             f"calibrate: the images have {len(classes)} classes, such as {classes[0]!r}, and not "
             f"the {len(known)} of {recipe.model.start}, such as {known[0]!r}; fine-tune for these"
         )
+    if recipe.calibration.sizes is not None:
+        saved.model.split_by_size(recipe.calibration.sizes)
+        return
     saved.model.keep_for(_size(recipe))
     _check_norms(saved, recipe.calibration.what)

@@ -35,8 +35,8 @@ def measure(recipe: Recipe, found: Scan, learn: Learner, seconds: float) -> Meas
     saved, source = saved_model(learn), found.source
     options: dict[str, Any] = {"bs": recipe.train.bs, "workers": recipe.data.workers}
     routed = routed_test(saved, source.measured, on_bad=recipe.data.on_bad_image, **options)
-    fitted_to = recipe.calibration.size
-    sizes = {*test_sizes(recipe.model.scales), *([fitted_to] if fitted_to else [])}
+    fitted_to = recipe.calibration.fitted_to
+    sizes = {*test_sizes(recipe.model.scales), *fitted_to}
     swept = sweep(saved, source.measured, sorted(sizes), **options)
     measured = "test" if source.test else "valid"
     unread = {"train": learn.dls.train.bad, "valid": learn.dls.valid.bad}

@@ -172,10 +172,19 @@ class ProbeSection(Section):
 
 class CalibrationSection(Section):
     """What a trained network is fitted to, `model.start` being its parent: images of one `size` in
-    pixels; `what`: `bn`, the statistics of its batch norms, or `classifier+bn`."""
+    pixels alone, or of several `sizes`, each with batch norms of its own.
+
+    what: `bn`, the statistics of its batch norms, or, with one size, `classifier+bn`.
+    """
 
     size: int | None = Field(None, ge=1)
+    sizes: list[int] | None = None
     what: str = "bn"
+
+    @property
+    def fitted_to(self) -> list[int]:
+        """The size or the sizes; none of a recipe that calibrates nothing."""
+        return self.sizes or ([] if self.size is None else [self.size])
 
 
 class Recipe(Section):

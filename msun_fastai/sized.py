@@ -72,6 +72,8 @@ def sized_networks(
     sizes = check_scales(sizes, "sizes")
     if resize == "canonical":
         return [subnet_for(net, size, net.route(size)) for size in sizes]
+    if net.config.test_sizes is not None:
+        raise UserError(f"resize: {resize}: the network is calibrated for input sizes; canonical")
     if len(net.entry_scales) > 1 and not find_method(net.config.method).switched:
         raise UserError(
             f"resize: {resize} is for networks of one scale, and for rsnet and san; "

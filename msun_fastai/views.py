@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def resize_batch(x: Tensor, side: int) -> Tensor:
@@ -18,6 +18,21 @@ def resize_batch(x: Tensor, side: int) -> Tensor:
     if tuple(x.shape[-2:]) == (side, side):
         return x
     return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+class Resize(nn.Module):
+    """`resize_batch` to `side` as a layer."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Batches (n, c, h, w) to (n, c, side, side)."""
+        return resize_batch(x, self.side)
+
+    def extra_repr(self) -> str:
+        return f"{self.side}"
 
 
 def make_views(x: Tensor, scales: Sequence[int], sizes: Sequence[int] = ()) -> list[Tensor]:

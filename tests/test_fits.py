@@ -185,7 +185,7 @@ def test_batches_hold_images_of_many_classes(source, monkeypatch):
     monkeypatch.setattr(fits, "multi_view_batches", batches)
     saved = saved_of("vanilla", source)
     with pytest.raises(UserError, match="no images"):
-        fits.fit_statistics(saved, source.train, 24, recipe(24))
+        fits.fit_statistics(saved, source.train, [24], recipe(24))
     assert sorted(s.label for s in taken) == [s.label for s in source.train]
     assert len({s.label for s in taken[:16]}) > 5
 

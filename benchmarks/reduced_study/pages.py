@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from questions import NATIVE, QUESTIONS, Question
-from results import Figure, Results, Way
+from results import BY_SIZE, Figure, Results, Way
 from trials import RULES, SCALES, SIZES
 
 from msun_fastai.figures import draw_accuracy, draw_matrix, draw_means
@@ -22,7 +22,7 @@ from msun_fastai.recipe import tomllib
 
 HERE = Path(__file__).parent
 SHOWN = (16, 24, 32, 40, 48, 56, 64)  # of the sizes, in tables
-METHODS = ("vanilla", "mst", "msun+si", "best", "san", "rsnet")  # in the first picture
+METHODS = ("vanilla", "mst", "msun+si", "best", "best by size")  # in the first picture
 
 
 class Differences:
@@ -53,7 +53,10 @@ class Difference:
 
 README = HERE.parent.parent / "README.md"
 MARKS = "<!-- the study -->\n", "<!-- /the study -->\n"  # around what README.md has of it
-IN_README = ("vanilla", "mst", "msun+si", "best", "snet", "rsnet", "san")
+IN_README = (
+    *("vanilla", "mst", "snet", "msun+si", "best", "best by size", "vanilla by size"),
+    *("san", "rsnet", "msun+none 4/8/16 per_scale"),
+)
 
 
 def write_pages(found: dict[str, Any], file: Path, page: Path) -> None:
@@ -124,6 +127,8 @@ def tables(question: Question, results: Results) -> list[str]:
     ways = [results[name] for name in question.trials]
     if question.number == 9:
         return [transfer_table(ways)]
+    if question.number == 11:
+        return [accuracy_table([results[f"{w.name}{BY_SIZE}"] for w in ways]), gain_table(ways)]
     found = [accuracy_table(ways)]
     if question.number == 3:
         found += [size_table(ways), subnet_table(results["msun+none"])]
@@ -184,6 +189,16 @@ def rule_table(ways: Sequence[Way]) -> str:
         cells = [way.rule(name) for name in RULES]
         rows.append([way.name, *(f"{of} ({macs / 1e6:.1f})" for of, macs in cells)])
     return table(["mean accuracy (MACs in M)", *RULES], rows)
+
+
+def gain_table(ways: Sequence[Way]) -> str:
+    """What statistics by input size add to each trial, in points."""
+    rows = []
+    for way in ways:
+        after = Way(way.name, way.found, way.part, "by_size")
+        gains = [(after[s] - way[s]).percent("+") for s in SHOWN]
+        rows.append([way.name, *gains, (after.mean - way.mean).percent("+")])
+    return table(["gained (points)", *map(str, SHOWN), f"mean of {len(SIZES)}"], rows)
 
 
 def own_table(results: Results) -> str:

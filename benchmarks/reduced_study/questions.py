@@ -43,14 +43,14 @@ def tied(kind: str, norm: str, seeds: int = SEEDS) -> Trial:
     """An MSUN by its term between views and by its batch norms."""
     name = f"msun+{kind}" if norm == "shared" else f"msun+{kind}+{norm}"
     values = {"consistency.kind": kind, "model.norm": norm}
-    return msun(name, seeds, values, rules=True)
+    return msun(name, seeds, values, rules=True, by_size=kind == "none")
 
 
 def on_grids(grids: str, norm: str) -> Trial:
     """An MSUN whose deep network runs on each subnet's own grid."""
     name = f"msun+none {grids}" + ("" if norm == "shared" else f" {norm}")
     values = {"model.alignment": "native", "model.grids": NATIVE[grids], "model.norm": norm}
-    return msun(name, SEEDS, values)
+    return msun(name, SEEDS, values, by_size=norm == "per_scale")
 
 
 def with_si(name: str, **values: Any) -> Trial:
@@ -65,6 +65,12 @@ def converted(name: str, seeds: int = 1, values: Any = None, **how: Any) -> Tria
     given = {"train.align": ALIGNED, "train.epochs": 2, **(values or {})}
     how = {"verb": "finetune", "weights": "vanilla", "rules": True, **how}
     return msun(name, seeds, given, **how)
+
+
+def best() -> Trial:
+    """What of all that was tried the part to choose on speaks for."""
+    values = {"consistency.kind": "sd", "model.norm": "per_scale", "train.epochs": 4}
+    return converted("best", SEEDS, values, by_size=True)
 
 
 def tried() -> list[Trial]:
@@ -85,7 +91,6 @@ def tried() -> list[Trial]:
                 (", sd, per_scale, rate 0.004", {**both, "train.lr": 4e-3}),
                 (", sd, per_scale, reduced", {**both, "train.reduced": 0.5}),
                 (", sd, per_scale, B2", {**both, "model.blocks": 2}),
-                (", sd, per_scale, 4 epochs", {**both, "train.epochs": 4}),
                 (", sd, per_scale, 8 of alignment", {**both, "train.align": 8}),
                 *(
                     (
@@ -105,6 +110,10 @@ def tried() -> list[Trial]:
                 ("16 epochs", {"train.epochs": 16}),
                 ("label smoothing 0.1", {"train.label_smoothing": 0.1}),
                 ("sd, reduced", {"consistency.kind": "sd", "train.reduced": 0.5}),
+                (
+                    "sd, per_scale, 4/8/16",
+                    {**both, "model.alignment": "native", "model.grids": NATIVE["4/8/16"]},
+                ),
             )
         ),
         *(
@@ -135,17 +144,18 @@ def brought(start: Trial, dataset: str, verb: str) -> Trial:
 
 def _trials() -> dict[str, Trial]:
     several = [
-        network("vanilla", "vanilla", SEEDS, own_sizes=True),
-        network("mst", "mst", SEEDS, own_sizes=True),
+        network("vanilla", "vanilla", SEEDS, own_sizes=True, by_size=True),
+        network("mst", "mst", SEEDS, own_sizes=True, by_size=True),
+        best(),
         *(tied(kind, "shared") for kind in ("none", "si", "sd", "ensemble")),
         *(tied(kind, "per_scale") for kind in ("none", "si", "sd", "ensemble")),
         network("mst+si", "mst", SEEDS, {"consistency.kind": "si"}),
         network("snet", "snet", SEEDS, {"consistency.kind": "none"}),
         network("snet+si", "snet", SEEDS, {"consistency.kind": "si"}),
         *(on_grids(grids, norm) for grids in NATIVE for norm in ("shared", "per_scale")),
-        network("san", "san", SEEDS, rules=True, own_sizes=True),
+        network("san", "san", SEEDS, rules=True, own_sizes=True, by_size=True),
         network("san+none", "san", SEEDS, {"consistency.kind": "none"}),
-        network("rsnet", "rsnet", SEEDS, rules=True, own_sizes=True),
+        network("rsnet", "rsnet", SEEDS, rules=True, own_sizes=True, by_size=True),
         network("rsnet+none", "rsnet", SEEDS, {"consistency.kind": "none"}),
     ]
     single = [
@@ -189,7 +199,7 @@ def _starting(*words: str) -> tuple[str, ...]:
 
 
 QUESTIONS = (
-    Question(1, "Vanilla, multi-scale training and MSUN", ("vanilla", "mst", "msun+si")),
+    Question(1, "Vanilla, multi-scale training and MSUN", ("vanilla", "mst", "msun+si", "best")),
     Question(
         2,
         "Six variants: subnets, a unified network, the SI term",
@@ -214,7 +224,7 @@ QUESTIONS = (
         "What ties the views",
         (
             *("vanilla", "mst", *(t for t in TRIALS if t.startswith("msun+") and " " not in t)),
-            *("san", "san+none", "rsnet", "rsnet+none"),
+            *("san", "san+none", "rsnet", "rsnet+none", "best"),
         ),
     ),
     Question(
@@ -235,7 +245,12 @@ QUESTIONS = (
     Question(
         10,
         "What was tried for the best combination",
-        ("vanilla", "mst", "msun+none", "msun+sd", *_starting("try ")),
+        ("vanilla", "mst", "msun+none", "msun+sd", "best", *_starting("try ")),
         "valid",
+    ),
+    Question(
+        11,
+        "Statistics of batch norms by input size",
+        tuple(name for name, trial in TRIALS.items() if trial.by_size),
     ),
 )

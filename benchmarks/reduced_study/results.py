@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from trials import SIZES, TESTED, Training
 
+BY_SIZE = " by size"  # after a trial's name: its sweep with batch norms for every size
 DIGITS = 4  # of a share: there are at most 5,000 images
 
 
@@ -73,15 +74,16 @@ class Figure:
 
 
 class Way:
-    """A trial's figures. What an index gives is the accuracy at that size, in pixels."""
+    """A trial's figures. What an index gives is the accuracy at that size, in pixels. test: which of
+    its sweeps they are of, see `trials.tested`."""
 
-    def __init__(self, name: str, found: dict[str, Any], part: str):
-        self.name, self.found, self.part = name, found, part
+    def __init__(self, name: str, found: dict[str, Any], part: str, test: str = "routed"):
+        self.name, self.found, self.part, self.test = name, found, part, test
 
     @cached_property
     def each(self) -> np.ndarray:
         """Accuracies, float (seeds, sizes)."""
-        return np.array([run[self.part]["routed"]["accuracy"] for run in self.found["runs"]])
+        return np.array([run[self.part][self.test]["accuracy"] for run in self.found["runs"]])
 
     def __getitem__(self, size: int) -> Figure:
         return Figure(self.each[:, SIZES.index(size)])
@@ -94,7 +96,7 @@ class Way:
     @property
     def routed(self) -> dict[str, Any]:
         """The sweep of the first seed, for what does not depend on it."""
-        return self.found["runs"][0][self.part]["routed"]
+        return self.found["runs"][0][self.part][self.test]
 
     @property
     def macs(self) -> float:
@@ -129,13 +131,18 @@ class Way:
 
 
 class Results:
-    """A study's figures by trial: `results["mst"].mean`, `results["mst"][64]`."""
+    """A study's figures by trial: `results["mst"].mean`, `results["mst"][64]`; with batch norms for
+    every input size `results["mst by size"]`."""
 
     def __init__(self, found: dict[str, Any], part: str = "test"):
         self.found, self.part = found, part
 
     def __getitem__(self, name: str) -> Way:
-        return Way(name, self.found["trials"][name], self.part)
+        trial = name.removesuffix(BY_SIZE)
+        test = "routed" if trial == name else "by_size"
+        return Way(name, self.found["trials"][trial], self.part, test)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.found["trials"]
+        trial = name.removesuffix(BY_SIZE)
+        runs = self.found["trials"].get(trial, {"runs": []})["runs"]
+        return bool(runs) and (trial == name or "by_size" in runs[0].get(self.part, {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from msun_fastai.devices import pick_device
 from msun_fastai.errors import OneLine, UserError
 from msun_fastai.evaluate import sweep
 from msun_fastai.files import write_json
+from msun_fastai.fits import fit_statistics
 from msun_fastai.jobs import Job, side_by_side
 from msun_fastai.labelled import find_images
 from msun_fastai.memory import keep_freed_memory
-from msun_fastai.models.saving import load_model_folder
+from msun_fastai.models.saving import SavedModel, load_model_folder
 from msun_fastai.recipe import Recipe, load_recipe
 from msun_fastai.routed import Routed
 from msun_fastai.routing import ask_every_subnet, calibrated_rule
@@ -46,7 +48,7 @@ class Trial:
     seeds: 1, or 3 where a claim depends on it. start: the trial whose network it goes on from, of
     the same seed; weights: the one whose network's weights it takes. rules: all its subnets are
     asked at every size, so that routing rules can be tried. own_sizes: it is tested with images at
-    their own sizes, too.
+    their own sizes, too; by_size: with batch norms fitted to every size.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Trial:
     verb: str = "pretrain"
     rules: bool = False
     own_sizes: bool = False
+    by_size: bool = False
 
     @property
     def parent(self) -> str | None:
@@ -200,7 +203,7 @@ def tested(training: Training) -> dict[str, Any]:
     Of each part: `routed`, the sweep over the sizes as `Sweep.as_dict` has it; where the trial asks
     for it `rules`, the accuracy and cost of each routing rule at the sizes, with thresholds fitted
     on the part to choose on, and `subnets`, the accuracy of each at every size; `native` and
-    `ideal`, sweeps at the sizes themselves. A network that was brought to another dataset is tested
+    `ideal`, sweeps at the sizes themselves; `by_size`, with batch norms for every size. A network that was brought to another dataset is tested
     at the images' own sizes alone, as its run is.
     """
     trial, folder, recipe = training.trial, training.folder, training.recipe
@@ -213,29 +216,41 @@ def tested(training: Training) -> dict[str, Any]:
     saved = load_model_folder(folder, pick_device(recipe.train.device))
     options: dict[str, Any] = {"bs": recipe.train.bs, "workers": recipe.data.workers}
     thresholds = None
+    fitted = _by_size(training, saved) if trial.by_size else None
     for part in PARTS:
         samples = find_images(folder, saved, root=recipe.data.root, part=part).samples
         told: dict[str, Any] = {"routed": sweep(saved, samples, SIZES, **options).as_dict()}
         if trial.own_sizes:
             for resize in ("native", "ideal"):
                 told[resize] = sweep(saved, samples, SIZES, resize=resize, **options).as_dict()
+        if fitted is not None:
+            told["by_size"] = sweep(fitted, samples, SIZES, **options).as_dict()
         if trial.rules:
             asked = ask_every_subnet(saved, samples, SIZES, **options)
             thresholds = thresholds or calibrated_rule(asked)
             told["rules"] = {
                 rule: _under(asked, thresholds if rule == "calibrated" else rule) for rule in RULES
             }
-            told["subnets"] = {str(s): _by_size(asked, asked.answers.right(OWN, s)) for s in SCALES}
+            told["subnets"] = {str(s): _shares(asked, asked.answers.right(OWN, s)) for s in SCALES}
         found[part] = told
     return found
 
 
 def _under(asked: Routed, rule: str) -> dict[str, Any]:
     routed = asked.under(rule)
-    about = {"rule": rule, "accuracy": _by_size(asked, routed.right)}
+    about = {"rule": rule, "accuracy": _shares(asked, routed.right)}
     return {**about, "mean_accuracy": routed.accuracy, "mean_macs": routed.mean_macs}
 
 
-def _by_size(asked: Routed, right: np.ndarray) -> list[float]:
+def _by_size(training: Training, saved: SavedModel) -> SavedModel:
+    """The network with batch norms of its own for every size."""
+    ours = SavedModel(copy.deepcopy(saved.model), saved.classes, saved.preprocessing)
+    ours.model.split_by_size(SIZES)
+    found = find_images(training.folder, saved, root=training.recipe.data.root, part="train")
+    fit_statistics(ours, found.samples, SIZES, training.recipe)
+    return ours
+
+
+def _shares(asked: Routed, right: np.ndarray) -> list[float]:
     """The share of right answers at each of the sizes."""
     return [float(right[asked.answers.native == size].mean()) for size in SIZES]

@@ -1,4 +1,4 @@
-"""`msun-fastai calibrate`: a trained model fitted to one input size (FixRes)."""
+"""`msun-fastai calibrate`: a trained model fitted to its input sizes (FixRes)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def calibrate(
     size: Annotated[
         int | None, typer.Option(help="The side in pixels that all images will have.")
     ] = None,
+    sizes: Annotated[
+        Text,
+        typer.Option(
+            help="Sizes that get batch norms of their own: a list or smallest:largest:step."
+        ),
+    ] = None,
     what: Annotated[
         Text,
         typer.Option(help="bn: the statistics of batch norms; classifier+bn: the classifier, too."),
@@ -47,21 +53,25 @@ def calibrate(
     seed: Annotated[int | None, typer.Option(help="Order of the images.", min=0)] = None,
     device: Device = None,
     recipe: Annotated[
-        Text, typer.Option(help="The recipe of a calibration, instead of --model and --size.")
+        Text, typer.Option(help="The recipe of a calibration, instead of --model.")
     ] = None,
     run_dir: Annotated[
         Text, typer.Option(help="Run folder, new or empty; runs/DATA-METHOD-calibrate-TIME.")
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """Fit a trained model to one input size on its training images: a new run that names its
-    parent, of which every scale but the nearest is left behind."""
+    """Fit a trained model to its input sizes on its training images: a new run that names its
+    parent. With --size to one, for which every scale but the nearest is left behind; with --sizes
+    the batch norms to several, each its own."""
     from msun_fastai.cli.output import check_output, make_console, write_result
     from msun_fastai.cli.training import show_metrics
     from msun_fastai.memory import keep_freed_memory
+    from msun_fastai.scales import parse_sizes
 
     check_output("--json", json_file)
     values = {KEYS[k]: v for k, v in ctx.params.items() if k in KEYS and v is not None}
+    if sizes is not None:
+        values["calibration.sizes"] = list(parse_sizes(sizes))
     chosen = chosen_recipe(model, recipe, values)
     console = make_console(json_file)
     keep_freed_memory()

@@ -20,6 +20,7 @@ from msun_fastai.scales import (
 )
 
 MOST_SCALES = 64  # each may have a network of its own
+FITTED_TO = ("test_size", "test_sizes", "test_scales")  # what a calibration adds to a network
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class NetConfig:
     `scales.thresholds`. meta_hidden: hidden units in each of san's meta learners; 0 is linear, the
     paper's Table 5 has 8 and 16. ensemble: it has a learnt mean of all scales' logits, for the
     consistency of that name. test_size: the side that a trained network was fitted to afterwards;
-    it takes images at that side alone, see `MultiScaleNet.keep_for`.
+    it takes images at that side alone, see `MultiScaleNet.keep_for`. test_sizes: the input sizes,
+    ascending, for each of which a trained network was given batch norms of its own afterwards, and
+    test_scales the scale that takes each, see `MultiScaleNet.split_by_size`; routing is among them.
     """
 
     arch: str
@@ -50,6 +53,8 @@ class NetConfig:
     meta_hidden: int = 0
     ensemble: bool = False
     test_size: int | None = None
+    test_sizes: tuple[int, ...] | None = None
+    test_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
@@ -62,6 +67,7 @@ class NetConfig:
             object.__setattr__(self, "norm", method.own_norm(self.scales))
         check_choice("alignment", str(self.alignment), ALIGNMENTS)
         self._check_test_size()
+        self._check_test_sizes(method)
         self._check_routing(self.entries)
         for key in ("n_classes", "blocks", "meta_hidden"):
             if not isinstance(getattr(self, key), int):
@@ -82,6 +88,8 @@ class NetConfig:
         """The sides at which the network takes images, ascending."""
         if self.test_size is not None:
             return (self.test_size,)
+        if self.test_sizes is not None:
+            return self.test_sizes
         return find_method(self.method).entries(self.scales)
 
     def _check_test_size(self) -> None:
@@ -90,6 +98,20 @@ class NetConfig:
             raise UserError(
                 f"test_size: {size!r}: a side is a whole number of pixels from 1 to {LARGEST_SCALE}"
             )
+
+    def _check_test_sizes(self, method: Method) -> None:
+        if self.test_sizes is None and self.test_scales is None:
+            return
+        if self.test_size is not None:
+            raise UserError("test_sizes: it is fitted to one size, test_size, already")
+        sizes = check_scales(self.test_sizes or (), "test_sizes")
+        if len(sizes) > MOST_SCALES:
+            raise UserError(f"test_sizes: {len(sizes)}; {MOST_SCALES} at most")
+        scales, known = tuple(self.test_scales or ()), method.entries(self.scales)
+        if len(scales) != len(sizes) or not set(scales) <= set(known):
+            raise UserError(f"test_scales: {list(scales)}: one of {list(known)} for each size")
+        object.__setattr__(self, "test_sizes", sizes)
+        object.__setattr__(self, "test_scales", scales)
 
     def _check_routing(self, entries: Sequence[int]) -> None:
         if check_routing(self.routing).startswith("calibrated") and len(entries) == 1:

@@ -67,11 +67,13 @@ def with_classes(
 
 
 def refuse_fitted(config: NetConfig, name: str = "this network") -> None:
-    """Raise `UserError` for a network that was fitted to one size: it has lost its scales."""
+    """Raise `UserError` for a network that was fitted to sizes: it has lost its scales."""
     if config.test_size is not None:
         raise UserError(
             f"{name}: is calibrated for {config.test_size} pixels alone; start from its parent"
         )
+    if config.test_sizes is not None:
+        raise UserError(f"{name}: is calibrated for input sizes; start from its parent")
 
 
 @contextmanager

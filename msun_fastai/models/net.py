@@ -19,10 +19,10 @@ from msun_fastai.models.ideal import ideal_network
 from msun_fastai.models.meta import grid_of, run_on_meta, runs_at, smallest_side
 from msun_fastai.models.metalearners import GeneratedNetwork, with_learners
 from msun_fastai.models.methods import find_method
-from msun_fastai.models.sharing import has_batch_norm, private_copies
+from msun_fastai.models.sharing import has_batch_norm, own_norms, private_copies
 from msun_fastai.models.subnets import Align, make_subnets
 from msun_fastai.scales import route
-from msun_fastai.views import resize_batch
+from msun_fastai.views import Resize, resize_batch
 
 
 class MultiScaleOutput(NamedTuple):
@@ -85,6 +85,8 @@ class MultiScaleNet(nn.Module):
             check_runs(config.arch, parts, scale, key)
         if config.test_size is not None:
             self.keep_for(config.test_size)
+        if config.test_sizes is not None and config.test_scales is not None:
+            self._split(config.test_sizes, config.test_scales)
 
     def forward(self, *views: Tensor) -> Tensor | MultiScaleOutput:
         """One view in evaluation gives logits (n, classes); otherwise a `MultiScaleOutput`.
@@ -178,6 +180,45 @@ class MultiScaleNet(nn.Module):
         self.deep, self.head = nn.ModuleList([parts["deep"]]), nn.ModuleList([parts["head"]])
         self.ensemble = None
         self.grids = [grid_of(nn.Sequential(self.subnets[0], self.align[0]), size)]
+        self._generated.clear()
+        self.train(self.training)
+
+    def split_by_size(self, sizes: Sequence[int]) -> None:
+        """Give images of each of `sizes` batch norms of their own, to be fitted after training.
+
+        What an image brought to a scale looks like depends on the size that it had: a size's batch
+        norms are copies of those of the scale that the routing gives to it, and all else is that
+        scale's. An image then goes to the nearest of the sizes, is brought to it, and from there to
+        the scale. Raises `UserError`.
+        """
+        if self.config.test_size is not None or self.config.test_sizes is not None:
+            raise UserError("sizes: the network is fitted to sizes already; take its parent")
+        scales = tuple(self.route(size) for size in sizes)
+        fitted = replace(
+            self.config,
+            test_sizes=tuple(sizes),
+            test_scales=scales,
+            routing="nearest",
+            ensemble=False,
+        )
+        self._split(fitted.entries, scales)
+        self.config = fitted
+
+    def _split(self, sizes: Sequence[int], scales: Sequence[int]) -> None:
+        indices = [self.entry_scales.index(scale) for scale in scales]
+        parts = [dict(own_norms(self.scale_parts(i)).named_children()) for i in indices]
+        if not has_batch_norm(nn.ModuleList(parts[0].values())):
+            raise UserError(f"sizes: {self.config.arch} has no batch norm with statistics")
+        for size, scale, part in zip(sizes, scales, parts):
+            if size != scale:
+                part["subnet"] = nn.Sequential(Resize(scale), part["subnet"])
+        self.entry_scales = tuple(sizes)
+        self.subnets, self.deep, self.head = (
+            nn.ModuleList(part[name] for part in parts) for name in ("subnet", "deep", "head")
+        )
+        self.grids = [self.grids[i] for i in indices]
+        self.align = nn.ModuleList(Align(grid) for grid in self.grids)
+        self.ensemble = None
         self._generated.clear()
         self.train(self.training)
 

@@ -38,6 +38,11 @@ def of_scale(module: nn.Module, scale: int, norm: str) -> nn.Module:
     return rebuilt(module, instead)
 
 
+def own_norms(module: nn.Module) -> nn.Module:
+    """`module` with batch norms of its own, equal to the given ones; all else is shared."""
+    return rebuilt(module, lambda m: copy.deepcopy(m) if isinstance(m, _BatchNorm) else None)
+
+
 def private_copies(
     module: nn.Module, scales: Sequence[int], norm: str, private: bool = False
 ) -> nn.ModuleList:
