@@ -74,8 +74,10 @@ class Figure:
 
 
 class Way:
-    """A trial's figures. What an index gives is the accuracy at that size, in pixels. test: which of
-    its sweeps they are of, see `trials.tested`."""
+    """A trial's figures. What an index gives is the accuracy at that size, in pixels.
+
+    test: which of its sweeps they are of, see `trials.tested`.
+    """
 
     def __init__(self, name: str, found: dict[str, Any], part: str, test: str = "routed"):
         self.name, self.found, self.part, self.test = name, found, part, test

@@ -203,8 +203,8 @@ def tested(training: Training) -> dict[str, Any]:
     Of each part: `routed`, the sweep over the sizes as `Sweep.as_dict` has it; where the trial asks
     for it `rules`, the accuracy and cost of each routing rule at the sizes, with thresholds fitted
     on the part to choose on, and `subnets`, the accuracy of each at every size; `native` and
-    `ideal`, sweeps at the sizes themselves; `by_size`, with batch norms for every size. A network that was brought to another dataset is tested
-    at the images' own sizes alone, as its run is.
+    `ideal`, sweeps at the sizes themselves; `by_size`, with batch norms for every size. A network
+    that was brought to another dataset is tested at the images' own sizes alone, as its run is.
     """
     trial, folder, recipe = training.trial, training.folder, training.recipe
     metrics = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
