@@ -19,6 +19,10 @@ else:
 
 VERBS = ("finetune", "linear-probe", "pretrain", "calibrate")
 BASE = "base"  # the key that names the recipe on which another rests
+PAPER = "paper"  # the preset whose training is the paper's as well
+TRAINED = (
+    "trained"  # in a preset: what is for networks with trained weights, where they are trained
+)
 
 
 class Section(BaseModel):
@@ -229,10 +233,10 @@ class Recipe(Section):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
-def default_recipe(verb: str) -> Recipe:
+def default_recipe(verb: str, preset: str | None = None) -> Recipe:
     """What `verb` does without a recipe: the paper's settings, but for `finetune`, where they are
-    fastai's."""
-    if verb == "finetune":
+    fastai's unless the preset is the paper's."""
+    if verb == "finetune" and preset != PAPER:
         return Recipe()
     return load_recipe(str(recipe_folder() / "shared" / f"{verb}.toml"))
 
@@ -246,6 +250,30 @@ def recipe_folder() -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     return {file.stem: file for file in sorted(recipe_folder().glob("*.toml"))}
+
+
+def presets() -> dict[str, Path]:
+    """The choices for MSUN that come with the package, by name."""
+    return {file.stem: file for file in sorted((recipe_folder() / "presets").glob("*.toml"))}
+
+
+def with_preset(recipe: Recipe, name: str) -> Recipe:
+    """`recipe` with the method and all that belongs to it as the preset `name` has it.
+
+    Data, backbone, scales and training stay the recipe's. What the preset has for trained weights
+    comes where the recipe has some and trains more than a classifier. Raises `UserError`.
+    """
+    file = presets().get(name)
+    if file is None:
+        raise UserError(f"preset {name!r} is unknown; {did_you_mean(name, presets())}")
+    values = _read(file)
+    trained = values.pop(TRAINED, {})
+    if recipe.model.is_trained and recipe.verb in ("pretrain", "finetune"):
+        values = _merged(values, trained)
+    data = recipe.model_dump(exclude_unset=True)
+    for key in ("grids", "meta_hidden"):  # of another alignment, and of another method
+        data.get("model", {}).pop(key, None)
+    return _checked(_merged(data, values), f"preset {name}")
 
 
 def load_recipe(name: str) -> Recipe:

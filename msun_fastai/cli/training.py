@@ -62,6 +62,8 @@ OF_NETWORK = (
     *("arch", "method", "scales", "blocks", "alignment", "grids", "norm", "routing"),
     *("weights", "pretrained"),
 )
+# where trained weights come from, which a preset asks for
+WEIGHTS = ("model.pretrained", "model.weights")
 # what a cached probe has no use for
 OF_TRAINING = (
     *("epochs", "lr", "label_smoothing", "clip", "ema", "patience", "precision", "compile", "log"),
@@ -81,6 +83,10 @@ def options(
     data_root: DataRoot = None,
     recipe: Annotated[
         Text, typer.Option(help="Start from this recipe: a shipped name or a .toml file.")
+    ] = None,
+    preset: Annotated[
+        Text,
+        typer.Option(help="MSUN as its paper has it, or what our study found best: paper or best."),
     ] = None,
     model: Annotated[
         Text, typer.Option(help="Start from the network of this run folder.", metavar="RUN")
@@ -261,7 +267,7 @@ def train(verb: str, ctx: typer.Context, given: dict[str, Any]) -> None:
 def chosen_recipe(verb: str, given: dict[str, Any]) -> Recipe:
     """The recipe that the options name, with what they change. Raises `UserError`."""
     from msun_fastai.errors import UserError
-    from msun_fastai.recipe import default_recipe, load_recipe, parse_assignment
+    from msun_fastai.recipe import default_recipe, load_recipe, parse_assignment, with_preset
     from msun_fastai.scales import parse_numbers, parse_scales
     from msun_fastai.schedules import milestones_within
     from msun_fastai.smoke import smoke_recipe
@@ -279,9 +285,13 @@ def chosen_recipe(verb: str, given: dict[str, Any]) -> Recipe:
             raise UserError(
                 f"--model {given['model']}: brings its own network; leave {twice[0]} out"
             )
-    named = given["recipe"]
-    start = load_recipe(named) if named is not None else default_recipe(verb)
+    named, preset = given["recipe"], given["preset"]
+    start = load_recipe(named) if named is not None else default_recipe(verb, preset)
     _check_verb(verb, start)
+    if preset is not None:
+        _check_preset(preset, given)
+        from_ = {key: values[key] for key in WEIGHTS if key in values}
+        start = with_preset(start.with_values(from_, verb), preset)
     if given["dataset"] is not None or given["data"] is not None:
         # they replace the recipe's data, whichever it had
         start = start.with_values({"data.dataset": None, "data.path": None}, "data")
@@ -306,6 +316,15 @@ def _check_verb(verb: str, recipe: Recipe) -> None:
 
     if recipe.verb != verb:
         raise UserError(f"recipe: it is one for `msun-fastai {recipe.verb}`, not for {verb}")
+
+
+def _check_preset(preset: str, given: dict[str, Any]) -> None:
+    from msun_fastai.errors import UserError
+
+    if given["model"] is not None:
+        raise UserError(f"--preset {preset}: --model brings its own network; leave one of them out")
+    if given["method"] not in (None, "msun"):
+        raise UserError(f"--preset {preset}: its method is msun; leave --method out")
 
 
 def _refuse_beside_resume(ctx: typer.Context) -> None:
