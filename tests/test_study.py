@@ -120,6 +120,8 @@ def made_up():
         found = {"routed": sweep()}
         if trial.own_sizes:
             found |= {"native": sweep(), "ideal": sweep()}
+        if trial.by_size:
+            found["by_size"] = sweep()
         if trial.rules:
             rules = {"mean_accuracy": rng.random(), "mean_macs": 1e7}
             found["rules"] = dict.fromkeys(RULES, rules)

@@ -53,6 +53,10 @@ class Difference:
 
 README = HERE.parent.parent / "README.md"
 MARKS = "<!-- the study -->\n", "<!-- /the study -->\n"  # around what README.md has of it
+IN_COST = (  # those between which the picture is to decide; all are in its table
+    *("vanilla", "vanilla by size", "mst", "msun+none", "msun+si", "msun+sd", "best"),
+    *("best by size", "san", "rsnet", *(f"msun+none {grids} per_scale" for grids in NATIVE)),
+)
 IN_README = (
     *("vanilla", "mst", "snet", "msun+si", "best", "best by size", "vanilla by size"),
     *("san", "rsnet", "msun+none 4/8/16 per_scale"),
@@ -233,10 +237,7 @@ def draw(results: Results, folder: Path) -> None:
     ways = [results[name] for name in METHODS if name in results]
     rows = [row for way in ways for row in size_rows(way)]
     save_figure(draw_accuracy(rows), folder / "accuracy.png")
-    ties = next(q for q in QUESTIONS if q.number == 6).trials
-    grids = [f"msun+none {name}" for name in NATIVE]
-    names = [name for name in (*ties, *grids, "best") if name in results]
-    means = [mean_row(results[name]) for name in names]
+    means = [mean_row(results[name]) for name in IN_COST if name in results]
     save_figure(draw_means(means), folder / "cost.png")
     way = results["msun+none"]
     subnets = [run[way.part]["subnets"] for run in way.found["runs"]]
