@@ -357,7 +357,7 @@ def show_metrics(console: Any, metrics: dict[str, Any]) -> None:
     count = metrics["measured_images"]
     title = f"accuracy at each input size ({count} {part} images)"
     print_table(console, title, columns, rows)
-    took = ", ".join(f"subnet {scale}: {n}" for scale, n in metrics["routing"].items())
+    took = ", ".join(f"subnet {scale}: {n}" for scale, n in metrics["routing"].items() if n)
     at_own = f"at their own sizes: {metrics['native_accuracy']:.1%}"
     if base:
         at_own += f" ({base['method']} {base['native_accuracy']:.1%})"
