@@ -54,7 +54,17 @@ class Difference:
 README = HERE.parent.parent / "README.md"
 MARKS = "<!-- the study -->\n", "<!-- /the study -->\n"  # around what README.md has of it
 IN_COST = (  # those between which the picture is to decide; all are in its table
-    *("vanilla", "vanilla by size", "mst", "msun+none", "msun+si", "msun+sd", "best"),
+    *(
+        "vanilla",
+        "vanilla by size",
+        "vanilla@32",
+        "vanilla@32 by size",
+        "mst",
+        "msun+none",
+        "msun+si",
+        "msun+sd",
+        "best",
+    ),
     *("best by size", "san", "rsnet", *(f"msun+none {grids} per_scale" for grids in NATIVE)),
 )
 IN_README = (

@@ -145,6 +145,7 @@ def brought(start: Trial, dataset: str, verb: str) -> Trial:
 def _trials() -> dict[str, Trial]:
     several = [
         network("vanilla", "vanilla", SEEDS, own_sizes=True, by_size=True),
+        network("vanilla@32", "vanilla", SEEDS, {"model.scales": [32]}, by_size=True),
         network("mst", "mst", SEEDS, own_sizes=True, by_size=True),
         best(),
         *(tied(kind, "shared") for kind in ("none", "si", "sd", "ensemble")),
@@ -223,7 +224,12 @@ QUESTIONS = (
         6,
         "What ties the views",
         (
-            *("vanilla", "mst", *(t for t in TRIALS if t.startswith("msun+") and " " not in t)),
+            *(
+                "vanilla",
+                "vanilla@32",
+                "mst",
+                *(t for t in TRIALS if t.startswith("msun+") and " " not in t),
+            ),
             *("san", "san+none", "rsnet", "rsnet+none", "best"),
         ),
     ),
