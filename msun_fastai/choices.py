@@ -122,7 +122,9 @@ def _check_calibration(recipe: Recipe) -> None:
             raise UserError(f"calibration: {recipe.verb} calibrates nothing; leave its size out")
         return
     if not options.fitted_to or recipe.model.start is None:
-        raise UserError("calibrate: it takes a trained network and a size; give --model and --size")
+        raise UserError(
+            "calibrate: it takes a trained network and a size; give --model and --size or --sizes"
+        )
     if options.size is not None and options.sizes is not None:
         raise UserError("calibrate: --size fits to one size alone, --sizes to several; give one")
     if options.sizes is not None and options.what != "bn":

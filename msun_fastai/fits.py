@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +15,20 @@ from typing import Any
 from torch import Tensor
 
 from msun_fastai.data.bad import refuse_too_many
-from msun_fastai.data.multi_view import EverySide, multi_view_batches, refuse_none
+from msun_fastai.data.multi_view import EverySide, SidesOf, multi_view_batches, refuse_none
 from msun_fastai.data.samples import Sample, Source
 from msun_fastai.data.stream import StreamSource
 from msun_fastai.errors import UserError
 from msun_fastai.evaluate import sweep
 from msun_fastai.files import write_json
 from msun_fastai.models.moments import recalibrate
+from msun_fastai.models.net import MultiScaleNet
 from msun_fastai.models.saving import SavedModel, load_model_folder
 from msun_fastai.models.sharing import has_batch_norm
 from msun_fastai.predict import normalize
 from msun_fastai.probe import linear_probe
 from msun_fastai.processes import world
 from msun_fastai.recipe import Recipe
-from msun_fastai.scales import check_scales
 
 HELD_OUT = 0.2  # of the training images, for a probe to choose its strength on
 CALIBRATED = ("bn", "classifier+bn")  # what a calibration fits
@@ -150,7 +151,8 @@ def calibrate(
     unreadable: list[str] = []
     started = time.perf_counter()
     if has_batch_norm(ours.model):
-        images, unreadable = fit_statistics(ours, source.train, [size], recipe, check)
+        taken, unreadable = fit_statistics(ours, source.train, EverySide((size,)), recipe, check)
+        images = taken[size]
         seconds = time.perf_counter() - started
         tested("bn", ours)
         lines.append(f"statistics of {images:,} training images at {size} pixels: {seconds:.1f} s")
@@ -193,25 +195,41 @@ def calibrate_sizes(
     `calibration.json` in `folder` has the accuracy at each size, of the parent and of the fitted
     network. Raises `UserError`.
     """
-    sizes = check_scales(recipe.calibration.sizes or ())
     options: dict[str, Any] = {"bs": recipe.train.bs, "workers": recipe.data.workers}
     found: dict[str, list[float]] = {}
-    ours = SavedModel(copy.deepcopy(saved.model), saved.classes, saved.preprocessing)
-    ours.model.split_by_size(sizes)
-    check()
-    found["parent"] = sweep(saved, source.measured, sizes, **options).accuracy
     started = time.perf_counter()
-    images, unreadable = fit_statistics(ours, source.train, sizes, recipe, check)
+    wanted = recipe.calibration.sizes or ()
+    ours, images, unreadable = fitted_to_sizes(saved, source.train, wanted, recipe, check)
     seconds = time.perf_counter() - started
-    found["bn"] = sweep(ours, source.measured, sizes, **options).accuracy
+    sizes = ours.model.entry_scales
+    for step, model in (("parent", saved), ("bn", ours)):
+        found[step] = sweep(model, source.measured, sizes, **options).accuracy
+    none = [str(size) for size in sizes if not images[size]]
     about = {"parent": recipe.model.start, "sizes": list(sizes), "what": "bn", "accuracy": found}
-    write_json(folder / "calibration.json", {**about, "unreadable": unreadable})
+    taken = {str(size): images[size] for size in sizes}
+    write_json(folder / "calibration.json", {**about, "images": taken, "unreadable": unreadable})
     before, after = (100 * sum(found[step]) / len(sizes) for step in ("parent", "bn"))
     lines = [
-        f"statistics of {images:,} training images at {len(sizes)} sizes: {seconds:.1f} s",
+        f"statistics of {max(images.values()):,} training images at {len(sizes)} sizes: "
+        f"{seconds:.1f} s",
+        *([f"no image is as large as {', '.join(none)}: these keep their scale's"] if none else []),
         f"accuracy, the mean over the sizes: {before:.1f} % its parent, {after:.1f} % then",
     ]
     return Fitted(ours, seconds, lines, unreadable)
+
+
+def fitted_to_sizes(
+    saved: SavedModel,
+    samples: Sequence[Sample],
+    sizes: Sequence[int],
+    recipe: Recipe,
+    check: Callable[[], object] = bool,
+) -> tuple[SavedModel, Counter[int], list[str]]:
+    """A copy of `saved` with batch norms for each of `sizes`, fitted to `samples`; the number of
+    images at each size, and a reason for each that could not be read. Raises `UserError`."""
+    ours = SavedModel(copy.deepcopy(saved.model), saved.classes, saved.preprocessing)
+    ours.model.split_by_size(sizes)
+    return ours, *fit_statistics(ours, samples, Reduced(ours.model), recipe, check)
 
 
 def _check_norms(saved: SavedModel, what: str) -> None:
@@ -224,35 +242,47 @@ def _size(recipe: Recipe) -> int:
     return recipe.calibration.size
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """The entries of a network up to that of the image itself: what it can be reduced to."""
+
+    model: MultiScaleNet
+
+    def __call__(self, native: int) -> tuple[int, ...]:
+        own = self.model.route(native)
+        return tuple(side for side in self.model.entry_scales if side <= own)
+
+
 def fit_statistics(
     saved: SavedModel,
     samples: Sequence[Sample],
-    sizes: Sequence[int],
+    sides: SidesOf,
     recipe: Recipe,
     check: Callable[[], object] = bool,
-) -> tuple[int, list[str]]:
-    """Exact statistics of `samples` at each of `sizes`, which are all entries of the network, for
-    the batch norms of `saved`, in place; the number of images, and a reason for each that could not
-    be read. Raises `UserError`."""
+) -> tuple[Counter[int], list[str]]:
+    """Exact statistics of `samples` for the batch norms of `saved`, in place, each image at its
+    `sides`, which are entries of the network; the number of images at each, and a reason for each
+    that could not be read. Raises `UserError`."""
     # a batch of one class alone has statistics of its own: the layers behind would be given others
     samples = random.Random(recipe.train.seed).sample(samples, len(samples))
     unreadable: list[str] = []
+    taken: Counter[int] = Counter()
 
     def batches() -> Iterator[Tensor]:
-        rule, sides = saved.preprocessing.resize, EverySide(tuple(sizes))
-        bs, workers = recipe.train.bs, recipe.data.workers
+        rule, bs, workers = saved.preprocessing.resize, recipe.train.bs, recipe.data.workers
         for batch in multi_view_batches(samples, saved.classes, rule, sides, bs, workers):
             if batch.unreadable and recipe.data.on_bad_image == "stop":
                 raise UserError(batch.unreadable[0])
             unreadable.extend(batch.unreadable)
             for group in batch.groups:
+                taken[group.side] += len(group.images)
                 yield normalize(group.views, saved.preprocessing)
             check()
         refuse_none(len(samples) - len(unreadable), unreadable)
 
     recalibrate(saved.model, batches())  # each view goes to the entry of its own size
     refuse_too_many(unreadable, len(unreadable), len(samples), recipe.data.max_bad)
-    return len(samples) - len(unreadable), unreadable
+    return taken, unreadable
 
 
 def check_parent(recipe: Recipe, classes: Sequence[str]) -> None:

@@ -101,7 +101,6 @@ def network_cost(config: NetConfig, sizes: Sequence[int]) -> Cost:
     plain_params = count_params(plain)
     with torch.device("meta"):
         net = MultiScaleNet(config, plain)
-    canonical = config.scales[-1]
     scales = net.entry_scales
     per_subnet = {scale: count_macs(net.at_scale(i), scale) for i, scale in enumerate(scales)}
     taken = {size: net.route(size) for size in sizes}
@@ -112,6 +111,6 @@ def network_cost(config: NetConfig, sizes: Sequence[int]) -> Cost:
         subnet_by_size=taken,
         macs_by_size={size: per_subnet[scale] for size, scale in taken.items()},
         plain_params=plain_params,
-        plain_macs=per_subnet[canonical],
-        plain_smallest=smallest_side(plain, canonical),
+        plain_macs=per_subnet[scales[-1]],
+        plain_smallest=smallest_side(plain, config.scales[-1]),
     )

@@ -20,9 +20,7 @@ else:
 VERBS = ("finetune", "linear-probe", "pretrain", "calibrate")
 BASE = "base"  # the key that names the recipe on which another rests
 PAPER = "paper"  # the preset whose training is the paper's as well
-TRAINED = (
-    "trained"  # in a preset: what is for networks with trained weights, where they are trained
-)
+TRAINED = "trained"  # in a preset: what is for trained weights that are trained on
 
 
 class Section(BaseModel):
@@ -261,18 +259,28 @@ def with_preset(recipe: Recipe, name: str) -> Recipe:
     """`recipe` with the method and all that belongs to it as the preset `name` has it.
 
     Data, backbone, scales and training stay the recipe's. What the preset has for trained weights
-    comes where the recipe has some and trains more than a classifier. Raises `UserError`.
+    comes where the recipe has some and trains more than a classifier; where an image gives one view
+    alone, no term between views does. Raises `UserError`.
     """
     file = presets().get(name)
     if file is None:
         raise UserError(f"preset {name!r} is unknown; {did_you_mean(name, presets())}")
+    model = recipe.model
+    if model.start is not None:
+        raise UserError(f"preset {name}: {model.start} brings its own network; leave one out")
+    if len(model.scales) == 1:
+        raise UserError(f"preset {name}: it takes two scales or more, not {model.scales[0]} alone")
     values = _read(file)
+    if recipe.train.views == "native":
+        del values["consistency"]["kind"]
     trained = values.pop(TRAINED, {})
-    if recipe.model.is_trained and recipe.verb in ("pretrain", "finetune"):
+    if model.is_trained and recipe.verb in ("pretrain", "finetune"):
         values = _merged(values, trained)
     data = recipe.model_dump(exclude_unset=True)
-    for key in ("grids", "meta_hidden"):  # of another alignment, and of another method
-        data.get("model", {}).pop(key, None)
+    # of another alignment, of another method, and of another term
+    for section, keys in (("model", ("grids", "meta_hidden")), ("consistency", ("kind",))):
+        for key in keys:
+            data.get(section, {}).pop(key, None)
     return _checked(_merged(data, values), f"preset {name}")
 
 

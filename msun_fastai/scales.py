@@ -39,7 +39,7 @@ def check_scales(scales: Sequence[int], key: str = "scales") -> tuple[int, ...]:
     given = ",".join(str(s) for s in scales[:SHOWN]) + (",..." if len(scales) > SHOWN else "")
     if not scales:
         raise UserError(f"{key}: none given; name at least one, such as 32,128,224")
-    if any(isinstance(s, bool) or int(s) != s or not 1 <= s <= LARGEST_SCALE for s in scales):
+    if any(isinstance(s, bool) or not 1 <= s <= LARGEST_SCALE or int(s) != s for s in scales):
         raise UserError(
             f"{key}: {given}: a side is a whole number of pixels from 1 to {LARGEST_SCALE}"
         )

@@ -4,10 +4,18 @@ import json
 
 import pytest
 
-from msun_fastai.choices import check_choices
+from msun_fastai.choices import check_choices, resolved
 from msun_fastai.cli.training import KEYS, chosen_recipe
 from msun_fastai.errors import UserError
-from msun_fastai.recipe import Recipe, default_recipe, load_recipe, presets, with_preset
+from msun_fastai.models.families import find_family
+from msun_fastai.recipe import (
+    Recipe,
+    default_recipe,
+    load_recipe,
+    presets,
+    shipped_recipes,
+    with_preset,
+)
 
 VERBS = ("pretrain", "finetune", "linear-probe")
 NOTHING = {"model": None, "recipe": None, "preset": None, "assign": None, "smoke": False}
@@ -34,6 +42,26 @@ def test_they_give_recipes_that_can_be_run(verb, preset):
     assert recipe.train.align == (4 if preset == "best" and trained else 0)
 
 
+@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_they_lie_on_any_recipe(name, preset):
+    """Or say in one line why not: a ScaleNet has one scale and bears no subnets."""
+    recipe = load_recipe(name)
+    if len(recipe.model.scales) == 1:
+        with pytest.raises(UserError, match="two scales or more"):
+            with_preset(recipe, preset)
+        return
+    recipe = with_preset(recipe, preset)
+    if not find_family(recipe.model.arch).subnets:
+        return
+    check_choices(recipe, None)
+    config = resolved(recipe)
+    assert config.model.method == "msun"
+    assert config.consistency.kind == (
+        "none" if recipe.train.views == "native" else {"paper": "si", "best": "sd"}[preset]
+    )
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_paper_is_trained_as_the_paper_trains(verb):
     recipe = chosen(verb, preset="paper")
@@ -50,6 +78,8 @@ def test_what_the_study_found_comes_with_trained_weights_alone(tmp_path):
     assert chosen("finetune", preset="best", pretrained=False).train.align == 0
     weights = str(tmp_path / "w.pth")
     assert chosen("pretrain", preset="best").train.align == 0
+    for words, align in (("model.pretrained=false", 0), (f"model.weights='{weights}'", 4)):
+        assert chosen("finetune", preset="best", assign=[words]).train.align == align
     assert chosen("pretrain", preset="best", weights=weights).train.align == 4
     assert chosen("finetune", preset="best", assign=["train.align=1"]).train.align == 1
 
@@ -71,8 +101,11 @@ def test_it_lies_between_recipe_and_options():
     ("words", "wrong"),
     [
         (("--preset", "good"), "preset 'good' is unknown"),
-        (("--preset", "best", "--method", "mst"), "its method is msun; leave --method out"),
-        (("--preset", "best", "--model", "r"), "--model brings its own network"),
+        (("--preset", "best", "--method", "mst"), "its method is msun; leave mst out"),
+        (("--preset", "best", "--set", "model.method=mst"), "its method is msun; leave mst out"),
+        (("--preset", "best", "--model", "r"), "preset best: r brings its own network"),
+        (("--preset", "best", "--set", "model.start=r"), "r brings its own network"),
+        (("--preset", "paper", "--scales", "64"), "two scales or more, not 64 alone"),
     ],
 )
 def test_errors_are_one_line(words, wrong, run):

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from msun_fastai import fits
 from msun_fastai.choices import check_choices
+from msun_fastai.data.images import open_image
 from msun_fastai.errors import UserError
 from msun_fastai.evaluate import sweep
 from msun_fastai.export import export_model
@@ -31,6 +32,13 @@ from msun_fastai.sized import sized_networks
 from msun_fastai.views import resize_batch
 
 SIZES = (16, 20, 48, 64)
+
+
+def sized(samples):
+    """The native size of each."""
+    for sample in samples:
+        with open_image(sample.image) as image:
+            yield image.native_size
 
 
 def split(net, sizes=SIZES):
@@ -53,24 +61,25 @@ def test_before_it_is_fitted_it_answers_as_its_parent(method):
             scale = net.route(size)
             assert torch.equal(ours(view(size)), net(resize_batch(view(size), scale)))
     assert ours.config.test_scales == tuple(net.route(size) for size in SIZES)
-    assert ours.route(30) == 20  # the nearest of the sizes, whatever its scale
+    assert ours.config.routing.startswith("calibrated:")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_batch_norms_alone_are_its_own(method):
-    net = trained(method)
-    ours = split(net)
-    norms = [m for m in ours.modules() if isinstance(m, _BatchNorm)]
-    per_entry = [m for m in net.scale_parts(0).modules() if isinstance(m, _BatchNorm)]
-    assert len(norms) == len(SIZES) * len(per_entry)
-    own = {id(value) for norm in norms for value in norm.parameters()}
-    theirs = {id(v) for m in ours.modules() if m not in norms for v in m.parameters(recurse=False)}
-    rest = [v for v in ours.parameters() if id(v) not in own]
-    assert {id(v) for v in rest} == theirs
-    plain = {id(v) for m in net.modules() if isinstance(m, _BatchNorm) for v in m.parameters()}
-    assert sum(v.numel() for v in rest) <= sum(
-        v.numel() for v in net.parameters() if id(v) not in plain
-    )
+    net, seen = trained(method), set()
+    parents = [net.scale_parts(net.entry_scales.index(net.route(size))) for size in SIZES]
+    net.split_by_size(SIZES)
+    for i, parent in enumerate(parents):
+        norms = {
+            id(v) for m in parent.modules() if isinstance(m, _BatchNorm) for v in m.parameters()
+        }
+        shared = {id(v) for v in parent.parameters()} - norms
+        found = {id(v) for v in net.scale_parts(i).parameters()}
+        assert shared < found
+        own = found - shared
+        assert len(own) == len(norms)
+        assert not own & (norms | seen)
+        seen |= own
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,7 +100,24 @@ def test_learnt_thresholds_say_which_scale_takes_a_size():
     net = trained("rsnet", ensemble=True, routing="calibrated:15,60")
     ours = split(net)
     assert ours.config.test_scales == (32, 32, 32, 64)
-    assert (ours.config.routing, ours.config.ensemble, ours.ensemble) == ("nearest", False, None)
+    assert (ours.config.ensemble, ours.ensemble) == (False, None)
+
+
+@pytest.mark.parametrize("routing", ["nearest", "up", "calibrated:15,60", "calibrated:30,1000000"])
+@pytest.mark.parametrize("sizes", [SIZES, (16, 32, 64), (20, 64), (24, 40, 56, 80), (64,)])
+def test_an_image_goes_to_the_scale_that_it_went_to(routing, sizes):
+    net = trained("msun", routing=routing)
+    ours = split(net, sizes)
+    scale_of = dict(zip(sizes, ours.config.test_scales))
+    reached = set(scale_of.values())
+    for size in range(1, 200):
+        taken, scale = ours.route(size), net.route(size)
+        if scale in reached:
+            assert scale_of[taken] == scale
+            # of the sizes at that scale it is the nearest
+            nearest = min(abs(s - size) for s in sizes if scale_of[s] == scale)
+            assert abs(taken - size) <= nearest + 0.5
+    assert all(ours.route(size) == size for size in sizes)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "msun", "san"])
@@ -132,6 +158,22 @@ def test_every_size_has_other_statistics(source, tmp_path):  # noqa: F811
     assert all((a < b).float().mean() > 0.7 for a, b in pairwise(means))
 
 
+def test_no_training_image_is_enlarged_for_statistics(source, tmp_path):  # noqa: F811
+    natives = {s: next(iter(sized([s]))) for s in source.train}
+    fitted = fits.calibrate(several(), saved_of("vanilla", source), source, tmp_path)
+    found = json.loads((tmp_path / "calibration.json").read_text())["images"]
+    net = fitted.saved.model
+    for i, size in enumerate(SIZES):
+        able = sum(SIZES.index(net.route(native)) >= i for native in natives.values())
+        assert found[str(size)] == able
+    small = replace(source, train=[s for s, native in natives.items() if native < 30])
+    fitted = fits.calibrate(several(), saved_of("vanilla", source), small, tmp_path)
+    assert fitted.lines[1] == "no image is as large as 48, 64: these keep their scale's"
+    first = next(m for m in fitted.saved.model.subnets[-1].modules() if isinstance(m, _BatchNorm))
+    theirs = next(m for m in trained("vanilla").modules() if isinstance(m, _BatchNorm))
+    assert torch.equal(first.running_mean, theirs.running_mean)
+
+
 def test_prediction_and_export_take_it(source, tmp_path):  # noqa: F811
     onnxruntime = pytest.importorskip("onnxruntime")
     saved = fits.calibrate(several(), saved_of("msun", source), source, tmp_path / "fit").saved
@@ -162,6 +204,9 @@ def test_prediction_and_export_take_it(source, tmp_path):  # noqa: F811
         ({"test_sizes": tuple(range(1, 66)), "test_scales": (16,) * 65}, "64 at most"),
         ({"test_sizes": (16,), "test_scales": (16,), "test_size": 16}, "to one size"),
         ({"test_scales": (16,)}, "test_sizes: none given"),
+        ({"test_sizes": (16, 64), "test_scales": (16.0, 64)}, "one of [16, 32, 64] for each size"),
+        ({"test_sizes": (16, float("inf")), "test_scales": (16, 64)}, "test_sizes: 16,inf: a side"),
+        ({"test_sizes": (64,), "test_scales": (64,), "ensemble": True}, "input sizes has none"),
     ],
 )
 def test_configurations_that_cannot_be(values, wrong):
@@ -176,6 +221,9 @@ def test_what_it_refuses(tmp_path):
         refuse_fitted(net.config, "runs/x")
     with pytest.raises(UserError, match="take its parent"):
         net.split_by_size((16, 32))
+    for sizes, wrong in (((16, 32), "end with 64 or more"), (range(1, 66), "65, 64 at most")):
+        with pytest.raises(UserError, match=wrong):
+            trained("msun").split_by_size(sizes)
     with pytest.raises(UserError, match="calibrated for input sizes; canonical"):
         sized_networks(net, [24], "native")
     torch.manual_seed(0)
@@ -215,6 +263,10 @@ def test_from_the_command_line(tmp_path, run):
     assert metrics["accuracy"] == pytest.approx(report["accuracy"]["bn"])
     assert metrics["calibrated"] == str(parent.resolve())
     assert load_recipe(str(folder / "recipe.toml")).calibration.sizes == [16, 20, 24, 28, 32]
+    for option in (("--calibrate",), ("--use", "up")):
+        code, _, err = run("routing", "--model", folder, *option)
+        assert code == 2
+        assert "calibrate the routing of its parent, then the sizes" in err
     code, out, err = run("evaluate", "--model", folder, "--sizes", "16,24,32", "--device", "cpu")
     assert (code, err) == (0, "")
     for words in (("finetune", "--dataset", "shapes"), ("calibrate", "--size", 16)):

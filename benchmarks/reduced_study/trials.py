@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from msun_fastai.devices import pick_device
 from msun_fastai.errors import OneLine, UserError
 from msun_fastai.evaluate import sweep
 from msun_fastai.files import write_json
-from msun_fastai.fits import fit_statistics
+from msun_fastai.fits import fitted_to_sizes
 from msun_fastai.jobs import Job, side_by_side
 from msun_fastai.labelled import find_images
 from msun_fastai.memory import keep_freed_memory
@@ -105,8 +104,15 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether it is trained and tested."""
-        return (self.folder / TESTED).is_file()
+        """Whether it is trained, and tested in all that its trial asks for."""
+        file, trial = self.folder / TESTED, self.trial
+        if not file.is_file():
+            return False
+        asked = {"by_size": trial.by_size, "rules": trial.rules, "native": trial.own_sizes}
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return trial.elsewhere or all(
+            name in found.get(part, {}) for name, of in asked.items() if of for part in PARTS
+        )
 
 
 def study_recipe(place: Place) -> Recipe:
@@ -244,11 +250,8 @@ def _under(asked: Routed, rule: str) -> dict[str, Any]:
 
 def _by_size(training: Training, saved: SavedModel) -> SavedModel:
     """The network with batch norms of its own for every size."""
-    ours = SavedModel(copy.deepcopy(saved.model), saved.classes, saved.preprocessing)
-    ours.model.split_by_size(SIZES)
     found = find_images(training.folder, saved, root=training.recipe.data.root, part="train")
-    fit_statistics(ours, found.samples, SIZES, training.recipe)
-    return ours
+    return fitted_to_sizes(saved, found.samples, SIZES, training.recipe)[0]
 
 
 def _shares(asked: Routed, right: np.ndarray) -> list[float]:

@@ -62,7 +62,7 @@ def routing(
     from msun_fastai.cli.output import check_output, make_console, say, write_result
     from msun_fastai.cli.testing import images_of, open_run, progress, tested_title
     from msun_fastai.errors import UserError
-    from msun_fastai.models.saving import set_routing
+    from msun_fastai.models.saving import refuse_rerouting, set_routing
     from msun_fastai.routing import ask_every_subnet, calibrated_rule, check_budget
     from msun_fastai.scales import parse_sizes
 
@@ -77,6 +77,8 @@ def routing(
     saved = open_run(model, device)
     if len(saved.model.entry_scales) == 1:
         raise UserError(f"{model}: {saved.model.config.method} has one scale; nothing to route")
+    if use is not None or calibrate:
+        refuse_rerouting(saved.model.config, str(model))
     if use is not None:
         saved.model.config = replace(saved.model.config, routing=use)  # refused before all else
     choice = {"dataset": dataset, "data": data, "root": data_root, "limit": limit, "seed": seed}

@@ -62,8 +62,11 @@ OF_NETWORK = (
     *("arch", "method", "scales", "blocks", "alignment", "grids", "norm", "routing"),
     *("weights", "pretrained"),
 )
-# where trained weights come from, which a preset asks for
-WEIGHTS = ("model.pretrained", "model.weights")
+# what a preset depends on
+ASKED_BY_PRESET = (
+    *("model.start", "model.scales", "model.pretrained", "model.weights"),
+    "train.views",
+)
 # what a cached probe has no use for
 OF_TRAINING = (
     *("epochs", "lr", "label_smoothing", "clip", "ema", "patience", "precision", "compile", "log"),
@@ -289,9 +292,13 @@ def chosen_recipe(verb: str, given: dict[str, Any]) -> Recipe:
     start = load_recipe(named) if named is not None else default_recipe(verb, preset)
     _check_verb(verb, start)
     if preset is not None:
-        _check_preset(preset, given)
-        from_ = {key: values[key] for key in WEIGHTS if key in values}
-        start = with_preset(start.with_values(from_, verb), preset)
+        asked = {**values, **assigned}
+        if asked.get("model.method", "msun") != "msun":
+            raise UserError(
+                f"--preset {preset}: its method is msun; leave {asked['model.method']} out"
+            )
+        before = {key: asked[key] for key in ASKED_BY_PRESET if key in asked}
+        start = with_preset(start.with_values(before, verb), preset)
     if given["dataset"] is not None or given["data"] is not None:
         # they replace the recipe's data, whichever it had
         start = start.with_values({"data.dataset": None, "data.path": None}, "data")
@@ -316,15 +323,6 @@ def _check_verb(verb: str, recipe: Recipe) -> None:
 
     if recipe.verb != verb:
         raise UserError(f"recipe: it is one for `msun-fastai {recipe.verb}`, not for {verb}")
-
-
-def _check_preset(preset: str, given: dict[str, Any]) -> None:
-    from msun_fastai.errors import UserError
-
-    if given["model"] is not None:
-        raise UserError(f"--preset {preset}: --model brings its own network; leave one of them out")
-    if given["method"] not in (None, "msun"):
-        raise UserError(f"--preset {preset}: its method is msun; leave --method out")
 
 
 def _refuse_beside_resume(ctx: typer.Context) -> None:

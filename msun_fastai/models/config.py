@@ -38,7 +38,8 @@ class NetConfig:
     consistency of that name. test_size: the side that a trained network was fitted to afterwards;
     it takes images at that side alone, see `MultiScaleNet.keep_for`. test_sizes: the input sizes,
     ascending, for each of which a trained network was given batch norms of its own afterwards, and
-    test_scales the scale that takes each, see `MultiScaleNet.split_by_size`; routing is among them.
+    test_scales the scale that takes each; routing says which size an image goes to, see
+    `MultiScaleNet.split_by_size`.
     """
 
     arch: str
@@ -108,7 +109,8 @@ class NetConfig:
         if len(sizes) > MOST_SCALES:
             raise UserError(f"test_sizes: {len(sizes)}; {MOST_SCALES} at most")
         scales, known = tuple(self.test_scales or ()), method.entries(self.scales)
-        if len(scales) != len(sizes) or not set(scales) <= set(known):
+        whole = all(type(scale) is int for scale in scales)
+        if len(scales) != len(sizes) or not whole or not set(scales) <= set(known):
             raise UserError(f"test_scales: {list(scales)}: one of {list(known)} for each size")
         object.__setattr__(self, "test_sizes", sizes)
         object.__setattr__(self, "test_scales", scales)
@@ -133,6 +135,8 @@ class NetConfig:
             )
         if self.ensemble and len(self.entries) == 1:
             raise UserError(f"ensemble: {self.method} has one scale here; there is no mean of it")
+        if self.ensemble and self.test_sizes is not None:
+            raise UserError("ensemble: a network that is calibrated for input sizes has none")
 
     def _check_grids(self, has_subnets: bool) -> None:
         if not has_subnets:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from msun_fastai.errors import UserError
 from msun_fastai.models.backbones import cut_backbone
-from msun_fastai.models.config import NetConfig
+from msun_fastai.models.config import MOST_SCALES, NetConfig
 from msun_fastai.models.ensemble import Ensemble
 from msun_fastai.models.families import find_family
 from msun_fastai.models.ideal import ideal_network
@@ -21,7 +23,7 @@ from msun_fastai.models.metalearners import GeneratedNetwork, with_learners
 from msun_fastai.models.methods import find_method
 from msun_fastai.models.sharing import has_batch_norm, own_norms, private_copies
 from msun_fastai.models.subnets import Align, make_subnets
-from msun_fastai.scales import route
+from msun_fastai.scales import calibrated, check_scales, route, thresholds
 from msun_fastai.views import Resize, resize_batch
 
 
@@ -188,21 +190,43 @@ class MultiScaleNet(nn.Module):
 
         What an image brought to a scale looks like depends on the size that it had: a size's batch
         norms are copies of those of the scale that the routing gives to it, and all else is that
-        scale's. An image then goes to the nearest of the sizes, is brought to it, and from there to
-        the scale. Raises `UserError`.
+        scale's. An image then goes to the nearest of the sizes that the routing gives to the same
+        scale as itself, is brought to it, and from there to the scale. Raises `UserError`, for
+        sizes, too, of which the largest is below the canonical scale: larger images would lose what
+        is above it.
         """
         if self.config.test_size is not None or self.config.test_sizes is not None:
             raise UserError("sizes: the network is fitted to sizes already; take its parent")
-        scales = tuple(self.route(size) for size in sizes)
+        sizes, canonical = check_scales(sizes, "sizes"), self.entry_scales[-1]
+        if len(sizes) > MOST_SCALES:
+            raise UserError(f"sizes: {len(sizes)}, {MOST_SCALES} at most; take larger steps")
+        if sizes[-1] < canonical:
+            raise UserError(
+                f"sizes: {sizes[-1]} is the largest; larger images would be reduced to it; end "
+                f"with {canonical} or more"
+            )
         fitted = replace(
             self.config,
-            test_sizes=tuple(sizes),
-            test_scales=scales,
-            routing="nearest",
+            test_sizes=sizes,
+            test_scales=tuple(self.route(size) for size in sizes),
+            routing=self._routing_between(sizes),
             ensemble=False,
         )
-        self._split(fitted.entries, scales)
+        self._split(sizes, fitted.test_scales or ())
         self.config = fitted
+
+    def _routing_between(self, sizes: Sequence[int]) -> str:
+        """The rule that sends an image to the nearest of `sizes` at the scale that takes it."""
+        if len(sizes) == 1:
+            return "nearest"
+        edges = thresholds(self.entry_scales, self.config.routing)
+        found = []
+        for below, above in pairwise(sizes):
+            scale = self.route(below)
+            same = self.route(above) == scale
+            edge = (below + above) / 2 if same else edges[self.entry_scales.index(scale)]
+            found.append(math.floor(edge))
+        return calibrated(found)
 
     def _split(self, sizes: Sequence[int], scales: Sequence[int]) -> None:
         indices = [self.entry_scales.index(scale) for scale in scales]

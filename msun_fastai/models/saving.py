@@ -76,6 +76,7 @@ def set_routing(run: Path | str, rule: str, found: dict[str, Any] | None = None)
     was, to be kept beside it. Raises `UserError` for a rule that does not fit its scales."""
     file = find_model_folder(run) / CONFIG_FILE
     config, data = _read_config(file).config, read_json(file)
+    refuse_rerouting(config, str(run))
     data["model"] = replace(config, routing=rule).as_dict()
     how = file.parent / ROUTING_FILE
     how.unlink(missing_ok=True)  # it is of the rule before
@@ -83,6 +84,15 @@ def set_routing(run: Path | str, rule: str, found: dict[str, Any] | None = None)
     if found is not None:
         write_json(how, found)
     return file.parent
+
+
+def refuse_rerouting(config: NetConfig, name: str) -> None:
+    """Raise `UserError` for a network whose routing is between sets of batch norms."""
+    if config.test_sizes is not None:
+        raise UserError(
+            f"{name}: is calibrated for input sizes; calibrate the routing of its parent, then the "
+            "sizes"
+        )
 
 
 def find_model_folder(run: Path | str) -> Path:
