@@ -1,4 +1,7 @@
-"""Calibrated routing: thresholds on the native size, learnt from which subnet is right on what."""
+"""Calibrated routing: thresholds on the native size, learnt from which subnet is right on what.
+
+Sizes and scales are sides in pixels.
+"""
 
 from __future__ import annotations
 

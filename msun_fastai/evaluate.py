@@ -1,5 +1,5 @@
 """Accuracy and cost at input sizes: the images are rescaled to each and tested there (Section VI-B,
-Tables I, II and IV)."""
+Tables I, II and IV). Sizes are sides in pixels."""
 
 from __future__ import annotations
 

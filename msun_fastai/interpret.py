@@ -1,5 +1,5 @@
 """What a Learner does at every size: `learn.sweep()`, `learn.routing()`, and pictures of it in the
-manner of fastai's `ClassificationInterpretation`."""
+manner of fastai's `ClassificationInterpretation`. Sizes are sides in pixels."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def calibrate_routing(
     """Learn the routing thresholds of highest accuracy on these images, use them from now on, and
     return the rule; see `calibration.calibrate`.
 
-    budget: the most that the mean cost may be, as a share of the canonical subnet's.
+    budget: the most that the mean cost may be, as a share of the canonical subnet's. Raises
+    `UserError`.
     """
     check_budget(budget)
     saved, dl = saved_model(self), self.dls[ds_idx] if dl is None else dl
@@ -205,7 +206,7 @@ class MultiScaleInterpretation:
         return [(int(images[i]), float(loss[i])) for i in highest(loss, k)]
 
     def plot_top_losses(self, k: int = 9, size: int | None = None) -> Any:
-        """The images of `top_losses` with class, answer and loss."""
+        """The images of `top_losses` with class, answer and loss. Raises `UserError` below one."""
         places = {int(place): row for row, place in enumerate(self.swept.answers.images)}
         if k < 1:
             raise UserError(f"k: {k} is not a number of images; give at least 1")

@@ -73,8 +73,8 @@ def plan_lineup(
 
     All see the same images, whatever their seed: `data.seed` is that of `base`. Reports are not
     written unless `base` asks for them. run_dir: `runs/methods-DATA-TIME` by default; what is there
-    is kept where it is of the same recipe. sizes: 13 over all scales by default. Raises `UserError`
-    for everything that can be found out before anything is trained.
+    is kept where it is of the same recipe. sizes: sides in pixels, 13 over all scales by default.
+    Raises `UserError` for everything that can be found out before anything is trained.
     """
     if process_rank()[1] > 1:
         raise UserError("methods: starts processes of its own (--jobs); leave torchrun out")

@@ -55,6 +55,7 @@ def si_loss(features: Sequence[Tensor], distance: str = "mse", detach: bool = Fa
     not depend on the grid. Features on different grids (native alignment) are compared on the
     smallest. detach (ours): of each pair the larger scale's features are a constant, as its
     prediction is in `sd_loss`; the value is the same, the gradient reaches the smaller's alone.
+    A scalar. Raises `UserError` for an unknown distance.
     """
     dist = DISTANCES[check_choice("distance", distance, DISTANCES)]
     pooled = pool_to_smallest([f.float() for f in features])
@@ -68,8 +69,9 @@ def si_loss(features: Sequence[Tensor], distance: str = "mse", detach: bool = Fa
 def alignment_loss(features: Sequence[Tensor], distance: str = "mse") -> Tensor:
     """The distance D of each smaller scale's features from the canonical ones, summed.
 
-    features: as `si_loss` takes them, the canonical scale's last, a constant here. Where two grids
-    differ both are averaged down to the smaller one. Ours; the papers train by labels throughout.
+    features: (n, c, h_i, w_i) each, as `si_loss` takes them, the canonical scale's last, a constant
+    here. Where two grids differ both are averaged down to the smaller one. A scalar. Ours; the
+    papers train by labels throughout. Raises `UserError` for an unknown distance.
     """
     dist = DISTANCES[check_choice("distance", distance, DISTANCES)]
     *smaller, canonical = [f.float() for f in features]
@@ -78,7 +80,7 @@ def alignment_loss(features: Sequence[Tensor], distance: str = "mse") -> Tensor:
 
 
 def floored(loss: Tensor, floor: float = 0.0) -> Tensor:
-    """max(L_SI, lambda) of Eq. 8: below the floor the term is constant and gives no gradient."""
+    """max(L_SI, lambda) of Eq. 8, a scalar: below the floor it is constant and has no gradient."""
     return loss.clamp(min=floor)
 
 

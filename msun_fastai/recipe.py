@@ -205,7 +205,10 @@ class Recipe(Section):
     calibration: CalibrationSection = CalibrationSection()
 
     def with_values(self, values: dict[str, Any], where: str) -> Recipe:
-        """This recipe with dotted keys such as `train.lr` set; `where` is named in errors."""
+        """This recipe with dotted keys such as `train.lr` set.
+
+        Raises `UserError` for a key or a value that a recipe does not have; it names `where`.
+        """
         data = self.model_dump(exclude_unset=True)
         for key, value in values.items():
             *path, last = key.split(".")

@@ -168,7 +168,7 @@ def described(rule: str, scales: Sequence[int]) -> str:
 
 
 def calibrated(learnt: Sequence[int]) -> str:
-    """The routing rule with these thresholds.
+    """The routing rule with these thresholds. Raises `UserError` where they do not ascend.
 
     >>> calibrated((40, 150))
     'calibrated:40,150'
@@ -200,7 +200,7 @@ def target_scale(size: int, scales: Sequence[int], views: str, rule: str = "near
     """The side to which a training image of native `size` is resized before its views are made.
 
     `all` makes every view from the canonical one; `native` and `down` start at the image's own
-    routed scale, so that nothing is upsampled beyond it.
+    routed scale, so that nothing is upsampled beyond it. Raises `UserError` for another policy.
     """
     check_choice("views", views, VIEWS)
     return scales[-1] if views == "all" else route(size, scales, rule)
@@ -210,6 +210,7 @@ def view_scales(side: int, scales: Sequence[int], views: str) -> tuple[int, ...]
     """The scales of the views that a batch of `side` gives under the policy `views`, ascending.
 
     `all`: every scale (Algorithm 1). `native`: its own. `down`: its own and all smaller ones.
+    Raises `UserError` for another policy.
     """
     check_choice("views", views, VIEWS)
     if views == "all":

@@ -36,7 +36,7 @@ class Resize(nn.Module):
 
 
 def make_views(x: Tensor, scales: Sequence[int], sizes: Sequence[int] = ()) -> list[Tensor]:
-    """One view of the batch `x` per scale, in the order of `scales`.
+    """One view (n, c, scale, scale) of the batch `x` (n, c, h, w) per scale, in their order.
 
     sizes: for each, the side to which the batch is reduced before it is brought to the scale; the
     scale itself where it is not.
@@ -57,7 +57,7 @@ def draw_side(scale: int, sides: Sequence[int], share: float) -> int:
 
 
 def rescale_view(x: Tensor, size: int, scale: int) -> Tensor:
-    """The batch `x` reduced to `size` and brought up to `scale`.
+    """The batch `x` (n, c, h, w) reduced to `size` and brought up to `scale`: (n, c, scale, scale).
 
     Multi-scale training sees images this way (Section VI-C): rescaled, then upsampled to the
     model's one input size.

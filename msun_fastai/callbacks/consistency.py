@@ -18,7 +18,8 @@ class ScaleInvariance(Callback):
     The displayed loss stays the cross-entropy; the term is logged as `si`, before the floor and
     the weight. A batch with one view has nothing to compare and adds nothing. The paper has no
     weight (1 here) and gives no value for its floor lambda (0 here). detach: the larger scale's
-    features are constants, see `si_loss`.
+    features are constants, see `si_loss`. Raises `UserError` for an unknown distance and for
+    numbers below 0.
     """
 
     order = AFTER_VIEWS
@@ -48,7 +49,8 @@ class ScaleInvariance(Callback):
 
 class ScaleDistillation(Callback):
     """Add weight * max(L_SD, floor): every larger scale teaches every smaller one (Eq. 3 and 4 of
-    SAN, where the weight is beta = 1; the floor is ours). Logged as `sd`."""
+    SAN, where the weight is beta = 1; the floor is ours). Logged as `sd`. Raises `UserError` for
+    numbers below 0."""
 
     order = AFTER_VIEWS
     run_valid = False
@@ -70,7 +72,7 @@ class EnsembleDistillation(Callback):
     distillation from it and from every larger scale (RS-Nets), or `floor` where that is larger.
 
     The network has to have an ensemble (`NetConfig.ensemble`). Logged as `ens`, the distillation,
-    and `ens_ce`.
+    and `ens_ce`. Raises `UserError` for numbers below 0.
     """
 
     order = AFTER_VIEWS

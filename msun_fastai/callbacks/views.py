@@ -28,7 +28,8 @@ class MultiScaleViews(Callback):
     The views are made on the batch's device. The loss that is backpropagated is the sum over the
     views; the one that is shown is their mean, which compares with the validation loss. Mixed
     images stay mixed the same way in every view, and targets are compared by the Learner's own
-    loss function, so MixUp, label smoothing and the like work as they do without views.
+    loss function, so MixUp, label smoothing and the like work as they do without views. Raises
+    `UserError` for an unknown policy.
     """
 
     order = MixUp.order + 1  # views of the mixed image; and before GradientAccumulation (6) and

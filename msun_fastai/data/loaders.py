@@ -84,10 +84,10 @@ class NativeImageDataLoaders(DataLoaders):
         scales: ascending sides in pixels, or `S2` to `S5`. routing: a rule, see
         `msun_fastai.scales.thresholds`. views: `all`, `native` or `down`, see `target_scale` there.
         augment: `light`, `rrc` or `none`. resize: `squish`, `crop` or `pad`, for every part and
-        saved with the model. cache: GiB of decoded images to keep in memory. on_bad_image, max_bad,
-        left_out: see `NativeDL`.
-        limit: at most so many images in each part. `options` (bs, val_bs, num_workers, device, ...)
-        are fastai's.
+        saved with the model. cache: GiB of decoded images to keep in memory. on_bad_image,
+        left_out: see `NativeDL`; max_bad: the share of the training images that may be bad. limit:
+        at most so many images in each part. `options` (bs, val_bs, num_workers, device, ...) are
+        fastai's.
         Raises `UserError`, for an option that there is not, too.
         """
         check_options(options)
@@ -138,7 +138,7 @@ class NativeImageDataLoaders(DataLoaders):
 
         rank, world: this process's number and how many there are, as `torchrun` says by default.
         seed: of the order. drop_last: leave out the training part's last, short batches. `options`
-        are those of `from_source`, without a cache and a limit.
+        are those of `from_source`, without a cache and a limit. Raises `UserError`.
         """
         if "limit" in options:
             raise UserError("from_stream: limit: the first images of a stream are source.first(n)")

@@ -25,7 +25,8 @@ class NativeImage(PILImage):
     ) -> NativeImage:
         """Decode a path, bytes, a Pillow image, an array, a tensor or a `Sample`.
 
-        See `msun_fastai.data.images.open_image` for modes and shapes; raises `ImageError`.
+        An array or a tensor is (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels; see
+        `msun_fastai.data.images.open_image` for modes and types. Raises `ImageError`.
         """
         if isinstance(fn, NativeImage):
             return fn

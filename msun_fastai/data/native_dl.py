@@ -69,7 +69,8 @@ class NativeDL(PassDL):
     `test_dl`, or from `get_preds`): each image has to have its own.
 
     rank, world: this process's number and how many there are, see `PassDL`. Predictions by default
-    are made by each process for all images.
+    are made by each process for all images. Raises `UserError` for what it does not know, and
+    where all images are bad.
     """
 
     _own: tuple[str, ...] = (
@@ -188,7 +189,7 @@ class NativeDL(PassDL):
         return image_of(self._source(i))
 
     def reroute(self, rule: str) -> None:
-        """Send images to their scales by another routing rule from now on."""
+        """Send images to their scales by another routing rule from now on. Raises `UserError`."""
         self.routing = check_routing(rule)
         self._kept, self._counts = {}, None  # what was decoded and counted for other scales
 
@@ -341,7 +342,8 @@ class NativeDL(PassDL):
     def fit_image(self, image: Any, idx: int) -> TensorImage | NativeImage:
         """`image` resized to its batch's side; augmented too if it belongs to the training part.
 
-        uint8 (3, side, side), or a Pillow image where there are item transforms to do.
+        uint8 (3, side, side), or a Pillow image where there are item transforms to do. Raises
+        `UserError` for what is no `NativeImage`.
         """
         if not isinstance(image, NativeImage):
             raise UserError(
@@ -388,7 +390,8 @@ def NativeImageBlock(
     augment: str = "light",
     **options: Any,
 ) -> TransformBlock:
-    """A fastai `TransformBlock` for images of mixed sizes; its options are those of `NativeDL`.
+    """A fastai `TransformBlock` for images of mixed sizes; its options are those of `NativeDL`,
+    scales are sides in pixels.
 
     `views` and `augment` are the training part's; the validation part is routed by native size.
     """

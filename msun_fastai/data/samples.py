@@ -69,7 +69,10 @@ class Source:
         return make_source(self.name, train, valid, kept, test, self.notes)
 
     def limited(self, n: int | None, seed: int = 42) -> Source:
-        """At most `n` samples in each part, spread evenly over the classes; all classes stay."""
+        """At most `n` samples in each part, spread evenly over the classes; all classes stay.
+
+        Raises `UserError` below 1.
+        """
         if n is None:
             return self
         if n < 1:

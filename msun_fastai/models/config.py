@@ -40,6 +40,7 @@ class NetConfig:
     ascending, for each of which a trained network was given batch norms of its own afterwards, and
     test_scales the scale that takes each; routing says which size an image goes to, see
     `MultiScaleNet.split_by_size`.
+    Raises `UserError` for choices that do not go together.
     """
 
     arch: str

@@ -1,7 +1,7 @@
 """Networks for images of any size: proxy and ideal inference.
 
 Equations and tables of Li, Yao, Chen: Learning to Learn Parameterized Classification Networks for
-Scalable Input Images, ECCV 2020. All of it works on any network of ours.
+Scalable Input Images, ECCV 2020. All of it works on any network of ours. Sizes are sides in pixels.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class MultiScaleNet(nn.Module):
     `network` is the plain backbone, pretrained or not, whose modules this one takes over.
     `entry_scales` are the sides at which it takes images: one for methods without subnets.
     `subnets`, `deep` and `head` hold one module for all scales or one for each, as the method says.
+    Raises `UserError` where the backbone cannot be that network.
     """
 
     def __init__(self, config: NetConfig, network: nn.Module):
