@@ -13,6 +13,7 @@ from msun_fastai.recipe import (
     Recipe,
     load_recipe,
     parse_assignment,
+    presets,
     recipe_folder,
     shipped_recipes,
 )
@@ -67,7 +68,7 @@ def test_every_recipe_is_found():
     assert set(shipped_recipes()) == {*IMAGENET, *TRANSFERS, *STUDY, *OTHERS, "demo"}
     assert {file.stem for file in recipe_folder().glob("shared/*.toml")} == SHARED
     everything = {file for file in recipe_folder().rglob("*") if file.is_file()}
-    assert len(everything) == len(shipped_recipes()) + len(SHARED)
+    assert len(everything) == len(shipped_recipes()) + len(SHARED) + len(presets())
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
