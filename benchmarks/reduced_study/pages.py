@@ -82,7 +82,7 @@ def write_pages(found: dict[str, Any], file: Path, page: Path) -> None:
         return
     before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    rewrite(README, "".join((before, MARKS[0], readme_table(found), MARKS[1], after)))
+    rewrite(README, "".join((before, MARKS[0], readme_part(found, file), MARKS[1], after)))
 
 
 def rewrite(file: Path, text: str) -> None:
@@ -95,7 +95,7 @@ def results_page(found: dict[str, Any], file: Path, page: Path) -> str:
     """The page, from the figures alone."""
     results, chosen = Results(found), Results(found, "valid")
     answers = tomllib.loads((HERE / "answers.toml").read_text(encoding="utf-8"))
-    fields = {"r": results, "d": Differences(results), "v": chosen, "dv": Differences(chosen)}
+    fields = fields_of(found)
     where = file.with_suffix("").relative_to(page.parent).as_posix()
     parts = [answers["head"].format(**fields, **about(found), json=file.relative_to(page.parent))]
     for question in QUESTIONS:
@@ -107,10 +107,25 @@ def results_page(found: dict[str, Any], file: Path, page: Path) -> str:
     return "\n".join(part.strip() + "\n" for part in parts)
 
 
-def readme_table(found: dict[str, Any]) -> str:
-    """The methods beside each other, as README.md has them."""
+def readme_part(found: dict[str, Any], file: Path) -> str:
+    """What README.md has of a study: its picture, the methods beside each other, and the words."""
     results = Results(found)
-    return accuracy_table([results[name] for name in IN_README if name in results])
+    words = tomllib.loads((HERE / "answers.toml").read_text(encoding="utf-8"))["readme"]
+    where = file.with_suffix("").relative_to(README.parent).as_posix()
+    (name, alt), *_ = PICTURES[1]
+    return "\n".join(
+        (
+            f"![{alt}]({where}/{name})\n",
+            accuracy_table([results[name] for name in IN_README if name in results]),
+            words.strip().format(**fields_of(found), **about(found)) + "\n",
+        )
+    )
+
+
+def fields_of(found: dict[str, Any]) -> dict[str, Any]:
+    """What the words may name: figures of the part to report on, and of the part to choose on."""
+    results, chosen = Results(found), Results(found, "valid")
+    return {"r": results, "d": Differences(results), "v": chosen, "dv": Differences(chosen)}
 
 
 def about(found: dict[str, Any]) -> dict[str, Any]:
