@@ -44,6 +44,7 @@ from msun_fastai.models.saving import (
 from msun_fastai.models.weights import build_net, input_stats
 from msun_fastai.scales import VIEWS, check_choice, sweep_sizes
 
+OWN_WEIGHTS = {"si": 0.1}  # of a term that is not told its weight, where it is not 1
 PAIR = 2  # views that multi-scale training draws where they are compared
 
 
@@ -52,14 +53,15 @@ class Consistency:
     """What ties the views of one image together: see `callbacks.consistency`.
 
     kind: `si` (features alike), `sd` (larger scales teach smaller ones), `ensemble` (so does the
-    mean of all), `none`, or None for the method's own. weight: of that term. floor: the least that
+    mean of all), `none`, or None for the method's own. weight: of that term; by default 1, and of
+    `si` 0.1, for more cost accuracy in the study (`benchmarks/RESULTS.md`). floor: the least that
     it counts for. distance: of `si`. ce_weight: of the sum of the cross-entropies. detach: of `si`,
     the larger scale of each pair teaches: its features are constants. Raises `UserError` with
     another kind.
     """
 
     kind: str | None = None
-    weight: float = 1.0
+    weight: float | None = None
     floor: float = 0.0
     distance: str = "mse"
     ce_weight: float = 1.0
@@ -76,7 +78,8 @@ class Consistency:
 
     def callbacks(self) -> list[Callback]:
         """The callback of this kind, if it has one."""
-        numbers = (self.weight, self.floor)
+        own = OWN_WEIGHTS.get(str(self.kind), 1.0)
+        numbers = (own if self.weight is None else self.weight, self.floor)
         if self.kind == "si":
             return [ScaleInvariance(*numbers, self.distance, self.detach)]
         if self.kind == "sd":

@@ -94,13 +94,14 @@ class ModelSection(Section):
 class ConsistencySection(Section):
     """What ties the views together: see `Consistency`. What is not set is the method's own.
 
-    kind: `si`, `sd`, `ensemble` or `none`. weight, floor: of that term. distance: of `si`, `mse`,
+    kind: `si`, `sd`, `ensemble` or `none`. weight: of that term; by default 0.1 for `si` and 1 for
+    the others. floor: the least that it counts for. distance: of `si`, `mse`,
     `euclidean` or `cosine`. ce_weight: of the sum of the cross-entropies. detach: of `si` alone,
     the features of the larger scale of each pair are constants, so that it teaches the smaller one.
     """
 
     kind: str | None = None
-    weight: float = Field(1.0, ge=0)
+    weight: float | None = Field(None, ge=0)
     floor: float = Field(0.0, ge=0)
     distance: str = "mse"
     ce_weight: float = Field(1.0, ge=0)
