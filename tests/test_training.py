@@ -19,7 +19,7 @@ from msun_fastai.learner import Consistency, msun_learner
 from msun_fastai.losses import si_loss
 from msun_fastai.views import make_views, resize_batch
 
-NO_SI = Consistency("none")
+NO_SI, FULL_SI = Consistency("none"), Consistency(weight=1.0)
 
 
 class Probe(Callback):
@@ -68,9 +68,12 @@ def test_without_cross_entropy_only_the_subnets_learn_and_all_of_them(make_learn
 
 
 def test_the_loss_is_equation_8(make_learner):
-    probe = one_step(make_learner)
+    probe = one_step(make_learner, consistency=FULL_SI)
     ce, si = probe.terms_seen["ce"], probe.terms_seen["si"]
     assert probe.loss_grad_seen == pytest.approx(ce + si, rel=1e-5)
+    own = one_step(make_learner)  # the weight that the study speaks for
+    assert own.terms_seen["si"] == pytest.approx(si, rel=1e-5)
+    assert own.loss_grad_seen == pytest.approx(ce + 0.1 * si, rel=1e-5)
     assert probe.shown == pytest.approx(ce / 3, rel=1e-5)
     assert 3 * 1.5 < ce < 3 * 4  # three cross-entropies over ten classes
 
@@ -91,7 +94,7 @@ def test_the_sum_is_over_the_scales_cross_entropies(make_learner):
 
 
 def test_floor_and_weight(make_learner):
-    high = one_step(make_learner, consistency=Consistency(floor=100.0))
+    high = one_step(make_learner, consistency=Consistency(weight=1.0, floor=100.0))
     assert high.loss_grad_seen == pytest.approx(high.terms_seen["ce"] + 100, rel=1e-5)
     none = one_step(make_learner, consistency=NO_SI)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(high.grads, none.grads, strict=True))
@@ -186,7 +189,7 @@ def test_gradient_accumulation_scales_both_terms_alike(make_learner):
             super().before_backward()
             self.n = self.learn.gradient_accumulation.n_acc / len(self.learn.yb[0])
 
-    learn = make_learner()
+    learn = make_learner(consistency=FULL_SI)
     learn.dls.train.rng.seed(0)
     set_seed(11)
     probe = AfterAccumulation()
@@ -215,7 +218,7 @@ def test_mixed_precision_leaves_the_weight_of_si(make_learner):
     class Unscaled(Probe):
         order = MixedPrecision.order - 1  # before the loss is scaled for the backward pass
 
-    learn = make_learner()
+    learn = make_learner(consistency=FULL_SI)
     learn.dls.train.rng.seed(0)
     set_seed(11)
     probe = Unscaled()
