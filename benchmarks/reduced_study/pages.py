@@ -234,7 +234,7 @@ def own_table(results: Results) -> str:
     """Images of every size through the network at that size, beside resizing to the scale."""
     rows = []
     for name, way in ((name, results[name]) for name in results.found["trials"]):
-        if "native" in way.found["runs"][0][way.part]:
+        if "native" in way.found["runs"][0].get(way.part, {}):  # none of other data
             cells = [(way.mean, way.macs), *(way.at_own_size(how) for how in ("native", "ideal"))]
             rows.append([name, *(f"{of} ({macs / 1e6:.1f})" for of, macs in cells)])
     return table(["mean accuracy (MACs in M)", "resized", "proxy", "ideal"], rows)
