@@ -102,7 +102,8 @@ def draw_cost(rows: Sequence[Row]) -> Any:
 def draw_means(rows: Sequence[Row]) -> Any:
     """Mean accuracy against mean cost: a marker a row (`model`, `macs`, `accuracy`), a bar from its
     `low` to its `high`."""
-    figure, axes = new_figure(WIDTH, 3.4)
+    # the legend's lines are not to take the height of the axes
+    figure, axes = new_figure(WIDTH, 3.4 + 0.24 * max(0, len(rows) // 2 - 2))
     most = max(r["macs"] for r in rows)
     unit, named_unit = (1e9, "billions") if most >= 1e9 else (1e6, "millions")
     for i, row in enumerate(rows):
