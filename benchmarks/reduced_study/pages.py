@@ -68,7 +68,8 @@ IN_COST = (  # those between which the picture is to decide; all are in its tabl
     *("best by size", "san", "rsnet", *(f"msun+none {grids} per_scale" for grids in NATIVE)),
 )
 IN_README = (
-    *("vanilla", "mst", "snet", "msun+si", "best", "best by size", "vanilla by size"),
+    *("vanilla", "mst", "snet", "msun+none", "msun+si", "best", "best by size"),
+    *("vanilla by size", "mst by size"),
     *("san", "rsnet", "msun+none 4/8/16 per_scale"),
 )
 
