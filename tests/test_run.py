@@ -312,7 +312,7 @@ def test_what_does_not_go_together(run, photos, words, says):
 def test_short_trainings_warm_up_shorter():
     from msun_fastai.cli.training import KEYS, chosen_recipe
 
-    given = dict.fromkeys([*KEYS, "recipe", "assign"])
+    given = dict.fromkeys([*KEYS, "recipe", "preset", "assign"])
     given["smoke"] = False
     assert chosen_recipe("pretrain", given).train.warmup == 5
     assert chosen_recipe("pretrain", {**given, "epochs": 9}).train.warmup == 0.5
@@ -323,7 +323,7 @@ def test_short_trainings_warm_up_shorter():
 def test_milestones_keep_their_share_of_a_training():
     from msun_fastai.cli.training import KEYS, chosen_recipe
 
-    given = {**dict.fromkeys([*KEYS, "recipe", "assign"]), "smoke": False}
+    given = {**dict.fromkeys([*KEYS, "recipe", "preset", "assign"]), "smoke": False}
     given["recipe"] = "cifar10-scalenet44_d10"
     for epochs, milestones in ((None, [240, 270]), (30, [24, 27]), (600, [480, 540])):
         train = chosen_recipe("pretrain", {**given, "epochs": epochs}).train
