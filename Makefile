@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DOCS_INSTALLED := $(VENV)/installed-docs
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow lint docs notebooks clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml
@@ -26,6 +26,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# runs them where they lie, outputs included; tests/test_notebooks.py runs copies. Threads that wait for
+# each other are not to spin: with another job beside it that costs ten times as much
+notebooks: $(INSTALLED)
+	GOMP_SPINCOUNT=10000 PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 \
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False nbs/*.ipynb
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

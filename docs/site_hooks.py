@@ -7,12 +7,15 @@ and JSON are copied. The links, which are relative to the file that holds them, 
 relative to where the page is on the site. So one link serves both readers, and `mkdocs build
 --strict` warns of one whose target is not there.
 
+The notebooks in nbs/ are pages, too, with the outputs that are committed.
+
 benchmarks/RESULTS.md is written by a study of many hours. Where it is absent its page says how it
 comes about, and links to a section of it go to that page.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -30,6 +33,9 @@ PAGES = {
     RESULTS: "results.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+}
+PAGES |= {
+    f"nbs/{file.name}": f"notebooks/{file.stem}.md" for file in sorted(ROOT.glob("nbs/*.ipynb"))
 }
 LATER = """# Results
 
@@ -52,6 +58,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages of the navigation that are not in docs/, and all that pages link to."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text() if (ROOT / source).is_file() else LATER
+        if source.endswith(".ipynb"):
+            text = notebook_page(json.loads(text))
         files.append(File.generated(config, page, content=text))
     todo = [file.src_uri for file in files.documentation_pages()]
     for page in todo:
@@ -63,6 +71,34 @@ def on_files(files: Files, config: Any) -> Files:
                 if target.endswith(".md"):
                     todo.append(uri)
     return files
+
+
+def notebook_page(notebook: dict[str, Any]) -> str:
+    """A notebook as Markdown: its text, code, and what the code gave; pictures are in the page."""
+    parts: list[str] = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+            continue
+        parts.append(f"```python\n{text}\n```")
+        parts += [shown(output) for output in cell["outputs"]]
+    return "\n\n".join(filter(None, parts))
+
+
+def shown(output: dict[str, Any]) -> str:
+    """One output of a cell, the richest form of it that a page can show."""
+    data = output.get("data", {"text/plain": output.get("text", "")})
+    if "image/png" in data:
+        picture = "".join(data["image/png"]).strip()
+        return f'<img alt="figure" src="data:image/png;base64,{picture}">'
+    if "text/html" in data:
+        table = "".join(data["text/html"])
+        # a blank line would end the block of HTML; a table's own style is not the site's
+        table = re.sub(r"<style.*?</style>", "", table, flags=re.DOTALL)
+        return re.sub(r"\n\s*\n?", "\n", table) if "<table" in table else ""
+    text = "".join(data.get("text/plain", "")).strip("\n")
+    return f"```text\n{text}\n```" if text else ""
 
 
 def made(config: Any, target: str, uri: str) -> File:

@@ -17,7 +17,7 @@ from msun_fastai.errors import UserError
 from msun_fastai.learner import arch_name, msun_learner, save_learner
 from msun_fastai.models import families, timm_names
 from msun_fastai.models.backbones import Family, cut_backbone, stem_reducers, take_modules
-from msun_fastai.models.families import FAMILIES, find_family, known_archs
+from msun_fastai.models.families import FAMILIES, find_family, known_archs, register_family
 from msun_fastai.models.meta import grid_of, run_on_meta, smallest_side
 from msun_fastai.models.net import MultiScaleNet, NetConfig
 from msun_fastai.models.subnets import first_conv
@@ -348,3 +348,17 @@ def test_without_timm(monkeypatch):
     ):
         find_family("resnet50d")
     timm_names.module_of.cache_clear()
+
+
+def test_a_row_of_ones_own(monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", families.FAMILIES)
+    blocks = ("features.0:3", "features.3:6", "features.6:9", "features.9:")
+    options = {"blocks": blocks, "head": "classifier @flatten", "classifier": "classifier.1"}
+    register_family(Family(name="squeezenet", archs=("squeezenet1_1",), **options))
+    net = build_net(NetConfig("squeezenet1_1", 3, SCALES), pretrained=False).eval()
+    for scale in SCALES:
+        assert net(torch.zeros(2, 3, scale, scale)).shape == (2, 3)
+    with pytest.raises(UserError, match="squeezenet1_1 is in the table already"):
+        register_family(Family(name="again", archs=("squeezenet1_1",), **options))
+    with pytest.raises(UserError, match="archs is empty"):
+        register_family(Family(name="none", archs=(), **options))

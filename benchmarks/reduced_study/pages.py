@@ -83,7 +83,7 @@ def write_pages(found: dict[str, Any], file: Path, page: Path) -> None:
         return
     before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    rewrite(README, "".join((before, MARKS[0], readme_part(found, file), MARKS[1], after)))
+    rewrite(README, "".join((before, MARKS[0], readme_part(found), MARKS[1], after)))
 
 
 def rewrite(file: Path, text: str) -> None:
@@ -108,15 +108,12 @@ def results_page(found: dict[str, Any], file: Path, page: Path) -> str:
     return "\n".join(part.strip() + "\n" for part in parts)
 
 
-def readme_part(found: dict[str, Any], file: Path) -> str:
-    """What README.md has of a study: its picture, the methods beside each other, and the words."""
+def readme_part(found: dict[str, Any]) -> str:
+    """What README.md has of a study beside its picture: the methods together, and the words."""
     results = Results(found)
     words = tomllib.loads((HERE / "answers.toml").read_text(encoding="utf-8"))["readme"]
-    where = file.with_suffix("").relative_to(README.parent).as_posix()
-    (name, alt), *_ = PICTURES[1]
     return "\n".join(
         (
-            f"![{alt}]({where}/{name})\n",
             accuracy_table([results[name] for name in IN_README if name in results]),
             words.strip().format(**fields_of(found), **about(found)) + "\n",
         )

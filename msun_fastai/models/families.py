@@ -223,6 +223,22 @@ def known_archs() -> list[str]:
     return sorted(arch for family in FAMILIES for arch in family.archs)
 
 
+def register_family(family: Family) -> Family:
+    """Make a row of your own known: `msun_learner`, `build_net` and saved models find its networks.
+
+    It lasts as long as the process, so that a model of it loads where it was registered before.
+    Raises `UserError` for a network that has a row already, and for a row without names.
+    """
+    global FAMILIES
+    if not family.archs:
+        raise UserError(f"family {family.name!r}: archs is empty; name the networks that it is of")
+    taken = sorted(set(family.archs) & set(known_archs()))
+    if taken:
+        raise UserError(f"family {family.name!r}: {', '.join(taken)} is in the table already")
+    FAMILIES = (*FAMILIES, family)
+    return family
+
+
 def find_family(arch: str) -> Family:
     """The family of `arch`, or a `UserError` that names what is near.
 
