@@ -96,6 +96,7 @@ def shown(output: dict[str, Any]) -> str:
         table = "".join(data["text/html"])
         # a blank line would end the block of HTML; a table's own style is not the site's
         table = re.sub(r"<style.*?</style>", "", table, flags=re.DOTALL)
+        table = re.sub(r"<table[^>]*>", "<table>", table)
         return re.sub(r"\n\s*\n?", "\n", table) if "<table" in table else ""
     text = "".join(data.get("text/plain", "")).strip("\n")
     return f"```text\n{text}\n```" if text else ""

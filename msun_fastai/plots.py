@@ -129,9 +129,9 @@ def new_figure(width: float = 5.0, height: float = 3.6, **grid: Any) -> tuple[An
 
     5 inches keep 10-point text readable on a phone.
     """
-    from matplotlib.figure import Figure
+    from msun_fastai.inline import InlineFigure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = InlineFigure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(**grid)
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(msun_fastai.__file__).parent
 # from the ground up; a module may import those of lower floors, and of its own floor where allowed
 FLOORS = [
     ("errors", "__init__", "elsewhere"),
-    ("scales", "files", "memory"),
+    ("scales", "files", "memory", "inline"),
     (
         *("views", "losses", "recipe", "devices", "processes", "schedules", "checkpoints"),
         *("plots", "rowfiles"),
@@ -39,6 +39,7 @@ FASTAI_FREE = (
     "scales",
     "files",
     "memory",
+    "inline",
     "stopping",
     "jobs",
     "standings",

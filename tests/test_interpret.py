@@ -132,3 +132,14 @@ def test_from_a_run(saved_run, shapes):
     )
     assert len(interp.samples) == 12
     assert interp.swept.sizes == (16, 64)
+
+
+def test_a_notebook_shows_pictures_without_pyplot():
+    from IPython.core.formatters import DisplayFormatter
+
+    from msun_fastai.plots import new_figure
+
+    figure, axes = new_figure(2, 1)
+    axes.plot([0, 1])
+    shown, _ = DisplayFormatter().format(figure)
+    assert shown["image/png"].startswith(b"\x89PNG")

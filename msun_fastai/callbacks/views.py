@@ -146,7 +146,7 @@ class ScaleAccuracy(Metric):
     """Accuracy on all validation images brought to one scale, for a look while training.
 
     The batches come at their routed scales and are resized from there, so an image that is routed
-    to a small scale has lost its detail at the large ones; `evaluate.accuracy_by_size` resizes the
+    to a small scale has lost its detail at the large ones; `evaluate.sweep` resizes the
     image itself. While predictions are gathered nothing is computed: they need no further views.
     """
 

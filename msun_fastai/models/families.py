@@ -46,7 +46,7 @@ SCALENETS = (
     *("scalenet54_d4d5s5", "scalenet59_d4d5s6"),
 )
 
-FAMILIES = (
+FAMILIES: tuple[Family, ...] = (
     Family(
         name="resnet",
         archs=(
