@@ -92,12 +92,14 @@ def shown(output: dict[str, Any]) -> str:
     if "image/png" in data:
         picture = "".join(data["image/png"]).strip()
         return f'<img alt="figure" src="data:image/png;base64,{picture}">'
-    if "text/html" in data:
-        table = "".join(data["text/html"])
+    table = "".join(data.get("text/html", ""))
+    if "<table" in table:
         # a blank line would end the block of HTML; a table's own style is not the site's
         table = re.sub(r"<style.*?</style>", "", table, flags=re.DOTALL)
         table = re.sub(r"<table[^>]*>", "<table>", table)
-        return re.sub(r"\n\s*\n?", "\n", table) if "<table" in table else ""
+        return re.sub(r"\n\s*\n?", "\n", table)
+    if table.strip() or "".join(data.get("text/plain", "")).startswith("<IPython"):
+        return ""  # a bar that is gone
     text = "".join(data.get("text/plain", "")).strip("\n")
     return f"```text\n{text}\n```" if text else ""
 

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -350,16 +351,43 @@ def test_without_timm(monkeypatch):
     timm_names.module_of.cache_clear()
 
 
-def test_a_row_of_ones_own(monkeypatch):
+@pytest.fixture
+def shufflenet(monkeypatch):
+    """A row for a network that has none, for one test."""
     monkeypatch.setattr(families, "FAMILIES", families.FAMILIES)
-    blocks = ("features.0:3", "features.3:6", "features.6:9", "features.9:")
-    options = {"blocks": blocks, "head": "classifier @flatten", "classifier": "classifier.1"}
-    register_family(Family(name="squeezenet", archs=("squeezenet1_1",), **options))
+    return register_family(
+        Family(
+            name="shufflenet",
+            archs=("shufflenet_v2_x0_5",),
+            blocks=("conv1 maxpool", "stage2", "stage3", "stage4 conv5"),
+            head="@pool @flatten fc",
+            classifier="fc",
+        )
+    )
+
+
+@pytest.mark.parametrize("method", ["msun", "snet", "rsnet", "san", "mst", "vanilla"])
+def test_a_row_of_ones_own_serves_every_method(shufflenet, method):
     scales = (16, 32, 64)
-    net = build_net(NetConfig("squeezenet1_1", 3, scales), pretrained=False).eval()
-    for scale in scales:
+    config = NetConfig(shufflenet.archs[0], 3, scales, method=method)
+    net = build_net(config, pretrained=False).eval()
+    for scale in net.entry_scales:
         assert net(torch.zeros(2, 3, scale, scale)).shape == (2, 3)
-    with pytest.raises(UserError, match="squeezenet1_1 is in the table already"):
-        register_family(Family(name="again", archs=("squeezenet1_1",), **options))
+
+
+def test_a_row_that_cannot_be_registered(shufflenet):
+    before = families.FAMILIES
+    assert register_family(replace(shufflenet)) == shufflenet  # a cell that is run twice
+    with pytest.raises(UserError, match="shufflenet_v2_x0_5 is in the table already"):
+        register_family(replace(shufflenet, name="again"))
+    with pytest.raises(UserError, match="scalenet_mine is in the table already"):
+        register_family(replace(shufflenet, archs=("scalenet_mine",)))
     with pytest.raises(UserError, match="archs is empty"):
-        register_family(Family(name="none", archs=(), **options))
+        register_family(replace(shufflenet, archs=()))
+    assert before == families.FAMILIES
+
+
+@needs_timm
+def test_a_row_does_not_take_a_name_of_timm(shufflenet):
+    with pytest.raises(UserError, match="resnet50d is in the table already"):
+        register_family(replace(shufflenet, archs=("resnet50d",)))

@@ -226,17 +226,31 @@ def known_archs() -> list[str]:
 def register_family(family: Family) -> Family:
     """Make a row of your own known: `msun_learner`, `build_net` and saved models find its networks.
 
-    It lasts as long as the process, so that a model of it loads where it was registered before.
-    Raises `UserError` for a network that has a row already, and for a row without names.
+    It lasts as long as the process, so that a model of it loads where it was registered before;
+    the same row again changes nothing. Raises `UserError` for a network that is known already,
+    timm's among them, and for a row without names. What is wrong with its blocks shows when a
+    network is built.
     """
     global FAMILIES
+    if family in FAMILIES:
+        return family
     if not family.archs:
         raise UserError(f"family {family.name!r}: archs is empty; name the networks that it is of")
-    taken = sorted(set(family.archs) & set(known_archs()))
+    taken = [arch for arch in family.archs if _is_known(arch)]
     if taken:
         raise UserError(f"family {family.name!r}: {', '.join(taken)} is in the table already")
     FAMILIES = (*FAMILIES, family)
     return family
+
+
+def _is_known(arch: str) -> bool:
+    if any(family.check_name and arch.startswith(family.name) for family in FAMILIES):
+        return True  # a naming rule has all names that begin so, those against it, too
+    try:
+        find_family(arch)
+    except UserError:
+        return False
+    return True
 
 
 def find_family(arch: str) -> Family:
