@@ -36,6 +36,13 @@ class TestCommitted:
         assert cells[-1].cell_type == "markdown"
         assert cells[-1].source.startswith("**Conclusion.** ")
 
+    def test_its_first_code_has_what_to_change(self, file):
+        first = code(read(file))[0].source
+        assert re.search(r"^[A-Z]+(, [A-Z]+)* = .*  # ", first, re.M)
+
+    def test_it_is_a_page_of_the_site(self, file):
+        assert f": notebooks/{file.stem}.md\n" in (ROOT / "mkdocs.yml").read_text()
+
     def test_it_defines_nothing_that_others_could_use(self, file):
         tree = ast.parse("\n".join(cell.source for cell in code(read(file))))
         named = (ast.FunctionDef, ast.ClassDef)
